@@ -1,0 +1,717 @@
+"""Everything that crosses the wire, declared once: frozen dataclasses and one strict JSON codec.
+
+Host and device exchange only the types of this file. Decoding is strict: an unknown key, a missing key, a wrong type, a
+value outside its declared limits, a duplicate key, NaN or Infinity, or nesting deeper than :data:`MAX_DEPTH` is a
+:class:`WireError` that names the place (``manifest.artifacts[1].format``), what stood there and what was expected.
+
+Runs on Python 3.8 with the standard library alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union
+
+AGENT_VERSION = 1
+"""Raised whenever an older agent could misread what this one accepts; a manifest names the lowest it needs."""
+
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_SIGNATURE_BYTES = 64 * 1024
+MAX_JOB_BYTES = 1024 * 1024
+MAX_RUN_BYTES = 64 * 1024 * 1024
+MAX_BLOB_BYTES = 4 * 1024 * 1024 * 1024
+MAX_DEPTH = 32
+
+BUNDLE_SCHEMA = "edgevit.bundle/1"
+FACTS_SCHEMA = "edgevit.facts/1"
+JOB_SCHEMA = "edgevit.job/1"
+RUN_SCHEMA = "edgevit.run/1"
+SIGNATURE_NAMESPACE = "edgevit-bundle"
+
+FORMATS = ("onnx", "tflite")
+SCHEMES = ("fp32", "fp16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights", "mixed")
+RUNTIMES = ("onnxruntime", "litert", "tflite-runtime")
+RUNTIMES_OF_FORMAT = {"onnx": ("onnxruntime",), "tflite": ("litert", "tflite-runtime")}
+
+T = TypeVar("T")
+
+
+class WireError(ValueError):
+    """A document does not have the declared shape; ``path`` names the place inside it."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__("{}: {}".format(path, message))
+        self.path = path
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The codec
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def text(pattern: str = "", max_len: int = 400, choices: Tuple[str, ...] = (), default: Any = dataclasses.MISSING) -> Any:
+    """A string field with limits that the decoder holds."""
+    return field(default=default, metadata={"pattern": pattern, "max_len": max_len, "choices": choices})
+
+
+def number(low: float, high: float, default: Any = dataclasses.MISSING) -> Any:
+    """An int or float field; ``low`` and ``high`` are inclusive."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def items(max_items: int, min_items: int = 0, pattern: str = "", max_len: int = 400, default: Any = dataclasses.MISSING) -> Any:
+    """A tuple or mapping field with a limit on its length; the limits on text hold for each element."""
+    return field(
+        default=default,
+        metadata={"max_items": max_items, "min_items": min_items, "pattern": pattern, "max_len": max_len},
+    )
+
+
+SHA256_PATTERN = r"[0-9a-f]{64}"
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+
+
+def sha256_field() -> Any:
+    return text(SHA256_PATTERN, 64)
+
+
+def name_field(max_len: int = 120) -> Any:
+    return text(NAME_PATTERN, max_len)
+
+
+def encode(value: Any) -> Any:
+    """A wire value → plain JSON values. Dataclass fields keep their declared order."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [encode(v) for v in value]
+    if isinstance(value, dict):
+        return {k: encode(v) for k, v in value.items()}
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise WireError("value", "{!r} cannot cross the wire; use None with a reason".format(value))
+        return value
+    raise WireError("value", "{} is not a wire type".format(type(value).__name__))
+
+
+def dumps(value: Any) -> bytes:
+    """A wire value → canonical bytes: sorted keys, no spaces, UTF-8, one trailing newline."""
+    return (json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n").encode(
+        "utf-8"
+    )
+
+
+def parse_json(data: bytes, what: str, max_bytes: int) -> Any:
+    """Untrusted bytes → JSON values, or :class:`WireError`. Size and depth are checked before anything is built."""
+    if len(data) > max_bytes:
+        raise WireError(what, "{:,} bytes, at most {:,} are accepted".format(len(data), max_bytes))
+    _check_depth(data, what)
+
+    def no_duplicates(pairs: Any) -> Dict[str, Any]:
+        out: Dict[str, Any] = {}
+        for key, value in pairs:
+            if key in out:
+                raise WireError(what, "the key {!r} appears twice".format(key[:80]))
+            out[key] = value
+        return out
+
+    def no_constant(name: str) -> Any:
+        raise WireError(what, "{} is not a number JSON allows".format(name))
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except WireError:
+        raise
+    except (ValueError, RecursionError) as e:
+        raise WireError(what, "not a JSON document: {}".format(e)) from e
+
+
+def _check_depth(data: bytes, what: str) -> None:
+    depth = 0
+    in_text = escaped = False
+    for byte in data:
+        if in_text:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_text = False
+        elif byte == 0x22:
+            in_text = True
+        elif byte in (0x7B, 0x5B):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise WireError(what, "nested deeper than {} levels".format(MAX_DEPTH))
+        elif byte in (0x7D, 0x5D):
+            depth -= 1
+
+
+def loads(cls: Type[T], data: bytes, what: str, max_bytes: int) -> T:
+    """Untrusted bytes → a value of ``cls``, or :class:`WireError`."""
+    return decode(cls, parse_json(data, what, max_bytes), what)
+
+
+def decode(cls: Type[T], value: Any, path: str) -> T:
+    """JSON values → a value of the dataclass ``cls``, strictly."""
+    result = _decode_dataclass(cls, value, path)
+    return typing.cast(T, result)
+
+
+_HINTS: Dict[type, Dict[str, Any]] = {}
+
+
+def _decode_dataclass(cls: type, value: Any, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise WireError(path, "got {}, expected an object".format(_kind(value)))
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    hints = _HINTS[cls]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise WireError("{}.{}".format(path, unknown[0][:80]), "unknown key")
+    out = {}
+    for name, f in fields.items():
+        here = "{}.{}".format(path, name)
+        if name in value:
+            out[name] = _decode_value(hints[name], value[name], here, f.metadata)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise WireError(here, "missing")
+    try:
+        return cls(**out)
+    except WireError as e:
+        raise WireError("{}.{}".format(path, e.path) if e.path else path, str(e).split(": ", 1)[-1]) from e
+
+
+def _decode_value(hint: Any, value: Any, path: str, limits: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Union:
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        inner = [a for a in typing.get_args(hint) if a is not type(None)]
+        return _decode_value(inner[0], value, path, limits)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise WireError(path, "got {}, expected a list".format(_kind(value)))
+        _check_count(len(value), path, limits)
+        element = typing.get_args(hint)[0]
+        return tuple(_decode_value(element, v, "{}[{}]".format(path, i), limits) for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise WireError(path, "got {}, expected an object".format(_kind(value)))
+        _check_count(len(value), path, limits)
+        element = typing.get_args(hint)[1]
+        for key in value:
+            if len(key) > 400:
+                raise WireError(path, "a key of {} characters, at most 400".format(len(key)))
+        return {k: _decode_value(element, v, "{}[{!r}]".format(path, k), {}) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return _decode_dataclass(typing.cast(type, hint), value, path)
+    if hint is str:
+        return _check_text(value, path, limits)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise WireError(path, "got {}, expected true or false".format(_kind(value)))
+        return value
+    if hint is int or hint is float:
+        return _check_number(hint, value, path, limits)
+    raise WireError(path, "undeclared type {!r}".format(hint))
+
+
+def _check_count(count: int, path: str, limits: Any) -> None:
+    high, low = limits.get("max_items", 1000), limits.get("min_items", 0)
+    if not low <= count <= high:
+        raise WireError(path, "{} entries, expected {} to {}".format(count, low, high))
+
+
+def _check_text(value: Any, path: str, limits: Any) -> str:
+    if not isinstance(value, str):
+        raise WireError(path, "got {}, expected a text".format(_kind(value)))
+    high = limits.get("max_len", 400)
+    if len(value) > high:
+        raise WireError(path, "{} characters, at most {}".format(len(value), high))
+    if limits.get("choices") and value not in limits["choices"]:
+        raise WireError(path, "got {!r}, expected one of {}".format(value[:80], ", ".join(limits["choices"])))
+    if limits.get("pattern") and re.fullmatch(limits["pattern"], value) is None:
+        raise WireError(path, "got {!r}, expected the form {}".format(value[:80], limits["pattern"]))
+    if any(ord(c) < 32 and c not in "\n\t" for c in value) or any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+        raise WireError(path, "holds a control character")
+    return value
+
+
+def _check_number(hint: Any, value: Any, path: str, limits: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise WireError(path, "got {}, expected a number".format(_kind(value)))
+    if hint is int and not isinstance(value, int):
+        raise WireError(path, "got {!r}, expected a whole number".format(value))
+    low, high = limits.get("low", -(2**63)), limits.get("high", 2**63 - 1)
+    if not low <= value <= high:
+        raise WireError(path, "got {}, expected {} to {}".format(str(value)[:40], low, high))
+    return float(value) if hint is float else value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    return {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}.get(type(value), "a number")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Messages: an agent command prints one JSON object a line; the last is "result" or "refusal"
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why the agent did not do what was asked. ``code`` is stable; the host maps it to its own error and hint."""
+
+    code: str = name_field(60)
+    message: str = text(max_len=20_000)
+    hint: str = text(max_len=4_000, default="")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The bundle's manifest
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes in the bundle, known by their SHA-256 alone: no names, so no paths to escape through."""
+
+    sha256: str = sha256_field()
+    size: int = number(1, MAX_BLOB_BYTES)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. ``layout`` says how an image is laid out; empty for outputs."""
+
+    name: str = text(max_len=400)
+    dtype: str = text(choices=("float32", "float16", "uint8", "int8"))
+    shape: Tuple[int, ...] = items(8, 1)
+    layout: str = text(choices=("NCHW", "NHWC", ""), default="")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a decoded image to the model's input, in the order applied: resize, crop, scale to [0, 1], normalise.
+
+    ``height`` and ``width`` in pixels; ``resize_short`` is the short side in pixels before the centre crop (both sides are
+    resized to (height, width) when ``crop_mode`` is ``squash``); ``mean`` and ``std`` are per RGB channel on the [0, 1] scale.
+    """
+
+    height: int = number(1, 4096)
+    width: int = number(1, 4096)
+    resize_short: int = number(1, 8192)
+    interpolation: str = text(choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"))
+    crop_mode: str = text(choices=("center", "squash", "border"))
+    mean: Tuple[float, ...] = items(3, 3)
+    std: Tuple[float, ...] = items(3, 3)
+
+    def __post_init__(self) -> None:
+        if any(not s > 0 for s in self.std):
+            raise WireError("std", "got {}, expected three numbers above zero".format(list(self.std)))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an artifact's outputs on the device may lie from those recorded at build time.
+
+    ``max_relative``: largest absolute difference ÷ largest absolute recorded output, over all golden images; None where the
+    scheme makes it meaningless. ``min_cosine``: smallest cosine over images. ``top1_margin``: top-1 must agree on every image
+    whose recorded best and second-best outputs lie further apart than this (in output units).
+    """
+
+    max_relative: Optional[float] = number(0.0, 1.0)
+    min_cosine: float = number(-1.0, 1.0)
+    top1_margin: float = number(0.0, 1e9)
+
+
+@dataclass(frozen=True)
+class GoldenInputs:
+    """Images that every artifact is checked with, uint8 NHWC in a ``.npy`` blob; ``source`` tells real from synthetic."""
+
+    blob: Blob
+    count: int = number(1, 4096)
+    source: str = text(choices=("images", "synthetic"))
+
+
+@dataclass(frozen=True)
+class GoldenOutputs:
+    """The artifact's own outputs at build time, float32 (count, classes) in a ``.npy`` blob, and the runtime that made them."""
+
+    blob: Blob
+    runtime: str = text(choices=RUNTIMES)
+    runtime_version: str = text(max_len=60)
+    tolerance: Tolerance
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled images made by the model's own transform: uint8 NHWC and int64 (count,) in two ``.npy`` blobs."""
+
+    images: Blob
+    labels: Blob
+    count: int = number(1, 10_000_000)
+    name: str = text(max_len=200)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The artifact against the torch module that was exported, on ``images`` calibration or synthetic images."""
+
+    images: int = number(1, 10_000_000)
+    max_abs_error: float = number(0.0, 1e30)
+    max_relative_error: float = number(0.0, 1e30)
+    min_cosine: float = number(-1.0, 1.0)
+    top1_agreement: float = number(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CheckedRuntime:
+    """A runtime in which the artifact really ran at build time, and how far its outputs lay from the recorded ones."""
+
+    runtime: str = text(choices=RUNTIMES)
+    version: str = text(max_len=60)
+    python: str = text(max_len=60)
+    max_abs_error: float = number(0.0, 1e30)
+    min_cosine: float = number(-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One model file in one format. ``opset`` and ``ir_version`` are None for TFLite, as read back from the file itself."""
+
+    name: str = name_field()
+    format: str = text(choices=FORMATS)
+    scheme: str = text(choices=SCHEMES)
+    blob: Blob
+    input: TensorSpec
+    output: TensorSpec
+    batch: int = number(1, 4096)
+    opset: Optional[int] = number(1, 1000)
+    ir_version: Optional[int] = number(1, 1000)
+    operators: Dict[str, int] = items(1000)
+    fits: Tuple[str, ...] = items(100, 1, NAME_PATTERN, 120)
+    golden: GoldenOutputs
+    parity: Parity
+    checked: Tuple[CheckedRuntime, ...] = items(20)
+    notes: Tuple[str, ...] = items(100, max_len=1000, default=())
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the model came from. ``digest`` covers its weights and structure; ``overrides`` what a person set by hand."""
+
+    name: str = text(max_len=200)
+    digest: str = sha256_field()
+    weights: str = text(max_len=400)
+    classes: int = number(1, 10_000_000)
+    parameters: int = number(0, 10**13)
+    macs: Optional[int] = number(0, 10**16)
+    overrides: Dict[str, str] = items(100)
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    name: str = name_field()
+    digest: str = sha256_field()
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did: the layers it touched and the damage it measured on calibration data, as text for people."""
+
+    step: str = name_field()
+    layers: int = number(0, 10_000_000)
+    summary: str = text(max_len=4000)
+    details: Dict[str, str] = items(2000)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a device needs to verify, run and check a model. Signed as the exact bytes it is stored in."""
+
+    schema: str = text(choices=(BUNDLE_SCHEMA,))
+    name: str = name_field(200)
+    version: int = number(1, 2**62)
+    minimum_agent: int = number(1, 10**6)
+    made_by: str = text(max_len=200)
+    model: ModelInfo
+    recipe: RecipeInfo
+    steps: Tuple[StepReport, ...] = items(100)
+    preprocessing: Preprocessing
+    labels: Optional[Blob]
+    golden: GoldenInputs
+    evaluation: Optional[EvaluationSet]
+    evaluation_absent: str = text(max_len=400)
+    artifacts: Tuple[Artifact, ...] = items(100, 1)
+    tools: Dict[str, str] = items(100)
+
+    def blobs(self) -> Tuple[Blob, ...]:
+        """Every blob once, in a fixed order."""
+        found: Dict[str, Blob] = {}
+        wanted = [self.golden.blob]
+        if self.labels:
+            wanted.append(self.labels)
+        for artifact in self.artifacts:
+            wanted += [artifact.blob, artifact.golden.blob]
+        if self.evaluation:
+            wanted += [self.evaluation.images, self.evaluation.labels]
+        for blob in wanted:
+            found.setdefault(blob.sha256, blob)
+        return tuple(found.values())
+
+    def artifact(self, name: str) -> Optional[Artifact]:
+        return next((a for a in self.artifacts if a.name == name), None)
+
+    def __post_init__(self) -> None:
+        names = [a.name for a in self.artifacts]
+        if len(set(names)) != len(names):
+            raise WireError("artifacts", "two artifacts share a name: {}".format(", ".join(sorted(names))))
+        sizes: Dict[str, int] = {}
+        every = [self.golden.blob] + [b for a in self.artifacts for b in (a.blob, a.golden.blob)]
+        if self.labels:
+            every.append(self.labels)
+        if self.evaluation:
+            every += [self.evaluation.images, self.evaluation.labels]
+        for blob in every:
+            if sizes.setdefault(blob.sha256, blob.size) != blob.size:
+                raise WireError("blobs", "{} is given two sizes".format(blob.sha256[:12]))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a device is, and what is on it
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProviderFact:
+    """One execution provider of one runtime; ``proven`` only after a real inference through it."""
+
+    name: str = text(max_len=120)
+    proven: bool
+    detail: str = text(max_len=4000, default="")
+
+
+@dataclass(frozen=True)
+class RuntimeFact:
+    runtime: str = text(choices=RUNTIMES)
+    version: str = text(max_len=60)
+    providers: Tuple[ProviderFact, ...] = items(50)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is measured and what is activated: artifact × runtime × provider × threads, of one installed bundle."""
+
+    bundle: str = sha256_field()
+    artifact: str = name_field()
+    runtime: str = text(choices=RUNTIMES)
+    provider: str = text(max_len=120)
+    threads: int = number(1, 1024)
+
+
+@dataclass(frozen=True)
+class Active:
+    """What an application on the device loads. ``policy`` says how the variant was chosen."""
+
+    variant: Variant
+    bundle_name: str = name_field(200)
+    bundle_version: int = number(1, 2**62)
+    policy: str = text(max_len=400)
+    activated_at: str = text(max_len=40)
+
+
+@dataclass(frozen=True)
+class InstalledBundle:
+    bundle: str = sha256_field()
+    name: str = name_field(200)
+    version: int = number(1, 2**62)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one box has today. Whatever could not be read is None and ``absent`` holds the reason under its name."""
+
+    schema: str = text(choices=(FACTS_SCHEMA,))
+    agent_version: int = number(1, 10**6)
+    agent_sha256: str = text(max_len=64)
+    hostname: str = text(max_len=255)
+    board_model: Optional[str] = text(max_len=400)
+    os_name: Optional[str] = text(max_len=400)
+    kernel: str = text(max_len=400)
+    machine: str = text(max_len=60)
+    cpu_model: Optional[str] = text(max_len=400)
+    cpu_count: int = number(1, 100_000)
+    cpu_features: Tuple[str, ...] = items(1000, max_len=60)
+    python: str = text(max_len=60)
+    runtime_python: Optional[str] = text(max_len=60)
+    libc: Optional[str] = text(max_len=60)
+    jetpack: Optional[str] = text(max_len=120)
+    memory_mb: Optional[int] = number(0, 10**9)
+    disk_free_mb: int = number(0, 10**12)
+    clock_utc: str = text(max_len=40)
+    boot_id: Optional[str] = text(max_len=60)
+    numpy: Optional[str] = text(max_len=60)
+    runtimes: Tuple[RuntimeFact, ...] = items(20)
+    sensors: Tuple[str, ...] = items(200, max_len=200)
+    ssh_keygen: Optional[str] = text(max_len=400)
+    signers: int = number(0, 100_000)
+    bundles: Tuple[InstalledBundle, ...] = items(10_000)
+    active: Optional[Active]
+    waiting_runs: Tuple[str, ...] = items(100_000, pattern=NAME_PATTERN, max_len=120)
+    absent: Dict[str, str] = items(200)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Jobs and what they measured
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """How a variant is measured. A *series* is one fresh worker process; its timed part ends once ``min_samples`` *and*
+    ``min_seconds`` are reached, and in any case after ``max_seconds``. Warm-up ends likewise at both its lower bounds."""
+
+    name: str = name_field(60)
+    processes: int = number(1, 100)
+    warmup_iterations: int = number(0, 100_000)
+    warmup_seconds: float = number(0.0, 3600.0)
+    min_samples: int = number(1, 10_000_000)
+    min_seconds: float = number(0.0, 86_400.0)
+    max_seconds: float = number(0.001, 86_400.0)
+    accuracy: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file in a device's queue: the variants are measured interleaved (A B C A B C …), one series each round."""
+
+    schema: str = text(choices=(JOB_SCHEMA,))
+    run_id: str = name_field(60)
+    batch_id: str = name_field(60)
+    target: str = text(max_len=200)
+    submitted_at: str = text(max_len=40)
+    submitted_by: str = text(max_len=200)
+    plan: RunPlan
+    variants: Tuple[Variant, ...] = items(500, 1)
+    timeout_seconds: float = number(1.0, 7 * 86_400.0)
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """The worst case over the golden images, beside the tolerance it was held against."""
+
+    passed: bool
+    images: int = number(0, 4096)
+    max_relative: float = number(0.0, 1e30)
+    min_cosine: float = number(-1.0, 1.0)
+    top1_disagreements: int = number(0, 4096)
+    reason: str = text(max_len=2000)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One worker process's raw numbers, in nanoseconds of ``time.perf_counter_ns`` and megabytes (10⁶ bytes).
+
+    ``first_inference_ns`` is the very first call after loading (the first golden image); ``samples_ns`` the timed part, never
+    clipped. ``own_cpu`` is the worker's CPU time ÷ wall time of the timed part; ``foreign_cpu`` the busy cores of everything
+    else on the device in that time (None where /proc/stat is not readable).
+    """
+
+    process: int = number(0, 100_000)
+    started_at: str = text(max_len=40)
+    init_time_ns: int = number(0, 2**62)
+    first_inference_ns: int = number(0, 2**62)
+    warmup_ns: Tuple[int, ...] = items(10_000_000)
+    samples_ns: Tuple[int, ...] = items(10_000_000)
+    provider: str = text(max_len=120)
+    runtime_version: str = text(max_len=60)
+    golden: GoldenResult
+    memory_before_mb: Optional[float] = number(0.0, 1e9)
+    memory_init_delta_mb: Optional[float] = number(-1e9, 1e9)
+    memory_delta_mb: Optional[float] = number(-1e9, 1e9)
+    peak_memory_mb: Optional[float] = number(0.0, 1e9)
+    own_cpu: Optional[float] = number(0.0, 1e6)
+    foreign_cpu: Optional[float] = number(0.0, 1e6)
+    swapped_pages: Optional[int] = number(0, 2**62)
+    clock_step_ms: float = number(-1e15, 1e15)
+    readings: Tuple["Reading", ...] = items(1_000_000)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The board's state at one moment, sampled outside the timed process. ``throttle`` holds what limits the board now."""
+
+    at_ms: int = number(0, 2**62)
+    temperature_c: Optional[float] = number(-300.0, 1000.0)
+    frequency_mhz: Optional[float] = number(0.0, 1e6)
+    throttle: Optional[Tuple[str, ...]] = items(50, max_len=60)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 on the bundle's evaluation set, counted on the device. ``predictions`` and ``labels`` are class indices, one an image;
+    ``reused`` when the same artifact, runtime build and images had been scored there before."""
+
+    images: int = number(1, 10_000_000)
+    correct: int = number(0, 10_000_000)
+    predictions: Tuple[int, ...] = items(10_000_000)
+    labels: Tuple[int, ...] = items(10_000_000)
+    evaluation: str = text(max_len=200)
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One variant's share of a run; ``failure`` says why ``series`` is short or empty."""
+
+    variant: Variant
+    model: str = text(max_len=200)
+    recipe: str = name_field()
+    bundle_name: str = name_field(200)
+    format: str = text(choices=FORMATS)
+    scheme: str = text(choices=SCHEMES)
+    artifact_sha256: str = sha256_field()
+    artifact_bytes: int = number(1, MAX_BLOB_BYTES)
+    batch: int = number(1, 4096)
+    series: Tuple[Series, ...] = items(10_000)
+    accuracy: Optional[Accuracy]
+    accuracy_absent: str = text(max_len=400)
+    failure: Optional[Refusal]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything one job measured and recorded. Lives in the device's spool until the host has acknowledged ``run_id``."""
+
+    schema: str = text(choices=(RUN_SCHEMA,))
+    job: Job
+    status: str = text(choices=("completed", "failed", "interrupted"))
+    reason: str = text(max_len=4000)
+    attempt: int = number(1, 1000)
+    started_at: str = text(max_len=40)
+    ended_at: str = text(max_len=40)
+    facts: Facts
+    governor: Optional[str] = text(max_len=60)
+    measurements: Tuple[Measurement, ...] = items(500)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the recorded facts allow one to say of a measurement; made by ``verdict.judge`` and redone at any time."""
+
+    rules: int = number(1, 10**6)
+    valid: bool
+    reasons: Tuple[str, ...] = items(100, max_len=1000)
+    warnings: Tuple[str, ...] = items(100, max_len=1000)

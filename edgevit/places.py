@@ -1,0 +1,50 @@
+"""Where edgevit keeps things on the operator's machine: one directory under EDGEVIT_HOME, else the platform's own folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def _place(platform_dir: str, name: str) -> Path:
+    home = os.environ.get("EDGEVIT_HOME")
+    if home:
+        return Path(home).expanduser().absolute() / name
+    import platformdirs
+
+    chosen = getattr(platformdirs, platform_dir)("edgevit", appauthor=False)
+    return Path(chosen) if platform_dir == "user_cache_dir" else Path(chosen) / name
+
+
+def config_dir() -> Path:
+    """Signing key, signers, host keys, fleet file."""
+    return _place("user_config_dir", "config")
+
+
+def cache_dir() -> Path:
+    """Builds by digest; safe to delete."""
+    return _place("user_cache_dir", "cache")
+
+
+def data_dir() -> Path:
+    """Results and the ``local`` target's agent."""
+    return _place("user_data_dir", "data")
+
+
+def db_url() -> str:
+    """EDGEVIT_DB (a path or an SQLAlchemy URL), else a SQLite file in :func:`data_dir`."""
+    given = os.environ.get("EDGEVIT_DB")
+    if given:
+        return given if "://" in given else f"sqlite:///{Path(given).expanduser().absolute()}"
+    return f"sqlite:///{data_dir() / 'results.sqlite'}"
+
+
+def fleet_path() -> Path:
+    """EDGEVIT_FLEET, else ``fleet.yaml`` in :func:`config_dir`."""
+    given = os.environ.get("EDGEVIT_FLEET")
+    return Path(given).expanduser().absolute() if given else config_dir() / "fleet.yaml"
+
+
+def local_root() -> Path:
+    """The root of the agent behind the ``local`` target."""
+    return data_dir() / "local-agent"
