@@ -1,0 +1,118 @@
+"""The command line. Commands are loaded when they are called, so that ``edgevit --help`` costs next to nothing.
+
+Errors become exit codes here and nowhere else: 0 done, 1 the work failed, 2 wrong use or configuration, 3 a device was
+unreachable or refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from edgevit.errors import DeviceError, EdgevitError, UsageError
+
+# name → (module, attribute, one line of help). The line stands here so that listing commands imports none of them; a
+# test holds each against the command's own help.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("edgevit.cli.demo", "demo", "The whole path on handwritten digits, without a network."),
+    "doctor": ("edgevit.cli.doctor", "doctor", "Where everything is kept, what is installed, what is missing and how to get it."),
+    "profiles": ("edgevit.cli.profiles", "profiles", "The kinds of boards edgevit knows, and what is known of each."),
+    "recipes": ("edgevit.cli.recipes", "recipes", "The shipped compression recipes."),
+    "key": ("edgevit.cli.key", "key", "The SSH key that signs bundles, and who may sign for a target."),
+    "target": ("edgevit.cli.target", "target", "The boxes edgevit ships to."),
+    "build": ("edgevit.cli.build", "build", "Compress and export a model into signed bundles."),
+    "verify": ("edgevit.cli.bundle", "verify", "Check a bundle's signature and every byte of it."),
+    "explain": ("edgevit.cli.bundle", "explain", "What is in a bundle, and what was done to the model."),
+    "deploy": ("edgevit.cli.deploy", "deploy", "Ship a bundle to targets and activate it there."),
+    "rollback": ("edgevit.cli.deploy", "rollback", "Activate what was active before."),
+    "bench": ("edgevit.cli.bench", "bench", "Measure a bundle on targets; nothing there is activated."),
+    "collect": ("edgevit.cli.bench", "collect", "Bring home results that wait on targets."),
+    "predict": ("edgevit.cli.predict", "predict", "Run images through a bundle on a target."),
+    "run": ("edgevit.cli.run", "run", "Build, deploy, bench, and show the table."),
+    "results": ("edgevit.cli.results", "results", "What has been measured."),
+    "report": ("edgevit.cli.results", "report", "One self-contained page of results that works offline."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{attribute} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from edgevit.errors import UnknownName
+
+            raise UnknownName("command", args[0], COMMANDS, hint="edgevit --help")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="edgevit", prog_name="edgevit")
+def cli() -> None:
+    """Make Vision Transformers small and fast, ship them to boards over SSH, measure them there.
+
+    First steps: `edgevit demo`, then `edgevit target add NAME USER@HOST` and
+    `edgevit run MODEL --weights FILE --recipe fp32 --recipe int8-dynamic --target NAME`.
+    """
+
+
+def exit_code(error: EdgevitError) -> int:
+    """The one table from errors to exit codes."""
+    if isinstance(error, UsageError):
+        return 2
+    if isinstance(error, DeviceError):
+        return 3
+    return 1
+
+
+def show_error(error: EdgevitError) -> None:
+    """The message and the next command to type, on standard error."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+    if error.hint:
+        click.echo(f"{click.style('next:', fg='cyan')}  {error.hint}", err=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script."""
+    sys.exit(run_cli(argv))
+
+
+def run_cli(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code. Separate from :func:`main` so that tests and the demo can call it."""
+    try:
+        result: Any = cli.main(args=None if argv is None else list(argv), prog_name="edgevit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except EdgevitError as error:
+        show_error(error)
+        return exit_code(error)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        # The reader of our output went away (`edgevit … | head`): not an error of the work.
+        sys.stderr.close()
+        return 0
+
+

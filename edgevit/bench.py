@@ -1,0 +1,166 @@
+"""Submit, follow, acknowledge: a measurement on a device that comes home exactly once.
+
+The device works a job whether or not anyone is connected. So a lost link costs nothing: :func:`measure` connects again and
+follows on; a host that dies leaves the result in the device's spool, and :func:`bring_home` fetches it later. A run is
+acknowledged only after the store has it, and the store knows each ``run_id`` once.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+
+from device_agents import wire
+from edgevit.errors import EdgevitError, LostLink, Unreachable, UsageError
+from edgevit.fleet.agent import Agent
+from edgevit.progress import Progress
+
+PLANS: dict[str, wire.RunPlan] = {
+    plan.name: plan
+    for plan in (
+        # 64 samples are the least an early-stopping p90 estimate exists for (MLPerf LoadGen, confidence 0.99, tolerance 0).
+        wire.RunPlan(
+            name="quick",
+            processes=1,
+            warmup_iterations=5,
+            warmup_seconds=0.3,
+            min_samples=64,
+            min_seconds=1.0,
+            max_seconds=8.0,
+            accuracy=True,
+        ),
+        # Three fresh processes, since latency differs from process to process; 3 × 221 ≥ 662 samples allow a p99.
+        wire.RunPlan(
+            name="standard",
+            processes=3,
+            warmup_iterations=10,
+            warmup_seconds=1.0,
+            min_samples=221,
+            min_seconds=3.0,
+            max_seconds=60.0,
+            accuracy=True,
+        ),
+    )
+}
+
+RECONNECTS = 8
+"""How often a lost link is taken up again in one follow before it is reported; the result stays on the device."""
+
+
+class RunStore(Protocol):
+    """The part of the results store that measuring needs."""
+
+    def add_run(self, run: wire.Run) -> bool: ...
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def new_id() -> str:
+    """Sorts by time; unique."""
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:8]
+
+
+def make_job(target: str, batch_id: str, plan: wire.RunPlan, variants: Sequence[wire.Variant]) -> wire.Job:
+    """A job for one device. Its time limit follows from the plan: nothing hangs for good."""
+    if not variants:
+        raise UsageError(f"nothing to measure on {target}: no variant of the bundle runs there")
+    each = plan.max_seconds + plan.warmup_seconds
+    return wire.Job(
+        schema=wire.JOB_SCHEMA,
+        run_id=new_id(),
+        batch_id=batch_id,
+        target=target,
+        submitted_at=now(),
+        submitted_by=f"{getpass.getuser()}@{socket.gethostname()}"[:200],
+        plan=plan,
+        variants=tuple(variants),
+        timeout_seconds=min(7 * 86_400.0, 300.0 + len(variants) * (600.0 + plan.processes * (each + 120.0))),
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One job's way home."""
+
+    run: wire.Run
+    newly_stored: bool
+
+
+def measure(agent: Agent, job: wire.Job, store: RunStore, progress: Progress, reconnect: Callable[[], Agent] | None = None) -> Measured:
+    """Submit ``job``, follow it to its end through lost links, store the run, acknowledge it.
+
+    ``reconnect`` makes a fresh agent for the same device. Submitting twice is harmless (the device knows ``run_id``), so a
+    link lost while submitting is taken up the same way. Raises what the device or the link says once all attempts are used;
+    the result then still waits on the device for ``edgevit collect``.
+    """
+    delay = 0.5
+    for attempt in range(RECONNECTS + 1):
+        try:
+            agent.submit(job)
+            run = agent.follow(job.run_id, progress)
+            return _store_and_acknowledge(agent, run, store)
+        except (LostLink, Unreachable) as error:
+            if reconnect is None or attempt == RECONNECTS:
+                raise type(error)(
+                    f"{error} (run {job.run_id} goes on there; its result waits on the device)",
+                    hint=f"edgevit collect {job.target}",
+                ) from error
+            progress.advance(job.target, 0, f"link lost, trying again in {delay:.1f} s")
+            time.sleep(delay)
+            delay = min(delay * 2, 20.0)
+            try:
+                agent = reconnect()
+            except Unreachable:
+                continue
+    raise LostLink(f"{job.target}: no answer", hint=f"edgevit collect {job.target}")
+
+
+def _store_and_acknowledge(agent: Agent, run: wire.Run, store: RunStore) -> Measured:
+    newly = store.add_run(run)
+    agent.ack(run.job.run_id)
+    return Measured(run=run, newly_stored=newly)
+
+
+def bring_home(agent: Agent, store: RunStore, progress: Progress, *, wait: bool) -> list[Measured]:
+    """Every result that waits on the device, oldest first; with ``wait`` those still being measured as well."""
+    home = []
+    for entry in agent.waiting():
+        if entry.state == "done" or wait:
+            run = agent.follow(entry.run_id, progress)
+            home.append(_store_and_acknowledge(agent, run, store))
+    return home
+
+
+
+
+T = TypeVar("T")
+
+
+def over_targets(
+    names: Sequence[str], work: Callable[[str], T], *, at_once: int = 16
+) -> tuple[list[tuple[str, T]], list[tuple[str, EdgevitError]]]:
+    """Run ``work`` for each target in threads, at most ``at_once`` together: (what came back, what failed), in the given order.
+
+    An error of one target does not stop the others. Anything that is not an EdgevitError is a defect and is raised.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    done: list[tuple[str, T]] = []
+    failed: list[tuple[str, EdgevitError]] = []
+    with ThreadPoolExecutor(max_workers=max(1, min(at_once, len(names)))) as pool:
+        futures = [(name, pool.submit(work, name)) for name in names]
+        for name, future in futures:
+            try:
+                done.append((name, future.result()))
+            except EdgevitError as error:
+                failed.append((name, error))
+    return done, failed

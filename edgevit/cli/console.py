@@ -1,0 +1,49 @@
+"""How commands speak: people on standard error or a table on standard output, programs through one JSON document."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevit.errors import EdgevitError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, the rest on standard error.")
+
+
+def out() -> Console:
+    """The console for results."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    """The console for people while work goes on."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """One line for people, on standard error."""
+    click.echo(message, err=True)
+
+
+def emit_json(name: str, payload: dict[str, Any]) -> None:
+    """The one document of a ``--json`` command; ``schema`` comes first."""
+    click.echo(json.dumps({"schema": f"edgevit.{name}/1", **payload}, indent=2, ensure_ascii=False))
+
+
+def error_json(error: EdgevitError) -> dict[str, Any]:
+    return {"kind": type(error).__name__, "code": getattr(error, "code", None), "message": str(error), "hint": error.hint}
+
+
+def has_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
