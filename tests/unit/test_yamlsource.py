@@ -109,7 +109,7 @@ def test_every_problem_is_reported_at_once_with_line_and_suggestion() -> None:
         ("x:\n  a: .nan\n", "f.yaml:2: x.a: '.nan': .nan is not a finite number"),
         (
             "a: !!python/object:os.system x\n",
-            "f.yaml:1: a: the tag tag:yaml.org,2002:python/object:os is not understood",
+            "f.yaml:1: a: the tag tag:yaml.org,2002:python/object:os.system is not understood",
         ),
         (GOOD.replace("b: 2", "total: 2"), "f.yaml:1: 'total' is reserved"),
     ],
