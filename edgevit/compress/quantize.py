@@ -1,0 +1,104 @@
+"""The quantize step: which layers get which integers, decided on the module that is exported.
+
+Linear layers (and convolutions for ``int8-static``) become int8; softmax, normalisation, GELU and the products of two
+activations stay float: the fused integer softmax of ONNX Runtime is wrong near uniform attention, and neither pays off.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from device_agents.wire import StepReport
+from edgevit.compress import CalibrationData, Compressed, step
+from edgevit.errors import BuildError, DataError
+from edgevit.progress import Progress
+from edgevit.quantspec import Kind, LayerQuant, QuantSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
+
+
+class QuantizeConfig(BaseModel):
+    """``quantize:`` of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheme: Precision = Field(description="what weights and activations become")
+    ranges: Literal["minmax", "mse"] = Field(
+        default="mse", description="int8-static: how activation ranges are chosen from the calibration images"
+    )
+    images: int = Field(default=256, ge=16, le=4096, description="int8-static: how many calibration images are used at most")
+
+    @property
+    def needs_images(self) -> bool:
+        return self.scheme == "int8-static"
+
+
+@step(QuantizeConfig)
+def quantize(state: Compressed, config: QuantizeConfig, data: CalibrationData, on_progress: Progress) -> Compressed:
+    """Decide the QuantSpec. Raises :class:`BuildError` where the scheme applies to no layer, :class:`DataError` where it needs
+    real images and has none."""
+    from dataclasses import replace
+
+    if config.scheme in ("fp32", "fp16"):
+        bits = 32 if config.scheme == "fp32" else 16
+        spec = QuantSpec(config.scheme, float_bits=bits)
+        return replace(state, spec=spec).reported(StepReport("quantize", 0, f"{config.scheme}: every layer stays float", {}))
+    found = quantizable_layers(state.module, convolutions=config.scheme == "int8-static")
+    if not found:
+        raise BuildError(
+            f"{config.scheme} applies to no layer: the module has no linear{_or_conv(config)} layer",
+            hint="build it with --recipe fp32",
+        )
+    if config.scheme == "int8-dynamic":
+        layers = tuple(LayerQuant(n, kind, dw, 8, "dynamic") for n, kind, dw in found)
+        spec = QuantSpec("int8-dynamic", layers)
+        details = {one.name: "weights int8 per channel, activations int8 at run time" for one in layers}
+        report = StepReport("quantize", len(layers), f"int8-dynamic: {len(layers)} linear layers, convolutions stay float", details)
+        return replace(state, spec=spec).reported(report)
+    return _static(state, config, data, found, on_progress)
+
+
+def quantizable_layers(module: torch.nn.Module, convolutions: bool) -> list[tuple[str, Kind, bool]]:
+    """(path, kind, depthwise) of every layer a scheme can turn to integers, in the module's own order."""
+    import torch
+
+    found: list[tuple[str, Kind, bool]] = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            found.append((name, "linear", False))
+        elif convolutions and isinstance(layer, torch.nn.Conv2d):
+            found.append((name, "conv", layer.groups > 1))
+    return found
+
+
+def _static(
+    state: Compressed, config: QuantizeConfig, data: CalibrationData, found: list[tuple[str, Kind, bool]], on_progress: Progress
+) -> Compressed:
+    from dataclasses import replace
+
+    from edgevit.compress.calibrate import observe_ranges
+
+    if not data.real:
+        raise DataError("int8-static is calibrated on real images and was given none", hint="add --calib FOLDER or CSV")
+    pixels = data.pixels[: config.images]
+    ranges = observe_ranges(state.module, state.preprocessing, pixels, [n for n, _, _ in found], config.ranges, on_progress)
+    unused = [n for n, _, _ in found if n not in ranges]
+    layers = tuple(
+        LayerQuant(n, kind, dw, 8, "static", ranges[n].input, ranges[n].output) for n, kind, dw in found if n in ranges
+    )
+    if not layers:
+        raise BuildError("int8-static applies to no layer: none of them ran on the calibration images")
+    spec = QuantSpec("int8-static", layers, calibration_images=len(pixels))
+    details: dict[str, Any] = {n: ranges[n].describe() for n, _, _ in found if n in ranges}
+    details.update({n: "never ran: stays float" for n in unused})
+    summary = f"int8-static: {len(layers)} linear{_or_conv(config)} layers, {config.ranges} ranges over {len(pixels)} images"
+    return replace(state, spec=spec).reported(StepReport("quantize", len(layers), summary, details))
+
+
+def _or_conv(config: QuantizeConfig) -> str:
+    return " and convolution" if config.scheme == "int8-static" else ""

@@ -1,0 +1,114 @@
+"""Recipes: the ordered, typed steps that turn a model into a smaller one. No model inside; a digest says what a recipe does."""
+
+from __future__ import annotations
+
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edgevit.cache import digest_of
+from edgevit.compress.quantize import QuantizeConfig
+from edgevit.errors import ConfigError, UnknownName
+from edgevit.yamlsource import load_yaml, validate
+
+RECIPE_SCHEMA = "edgevit.recipe/1"
+
+Needs = Literal["no data", "unlabelled images", "labelled images"]
+
+
+class StepEntry(BaseModel):
+    """One entry of ``steps``: a single key, the kind of step, with its settings below it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quantize: QuantizeConfig | None = Field(default=None, description="precision; always the last step")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StepEntry:
+        given = [k for k in type(self).model_fields if getattr(self, k) is not None]
+        if len(given) != 1:
+            kinds = ", ".join(type(self).model_fields)
+            raise ValueError(f"got {len(given)} kinds of step ({', '.join(given) or 'none'}), expected one of {kinds} in each entry")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(k for k in type(self).model_fields if getattr(self, k) is not None)
+
+    @property
+    def config(self) -> Any:
+        return getattr(self, self.kind)
+
+
+class Recipe(BaseModel):
+    """A recipe file. ``name`` and ``summary`` are for people and leave the digest alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_: Literal["edgevit.recipe/1"] = Field(alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)
+    summary: str = Field(min_length=3, max_length=400)
+    steps: tuple[StepEntry, ...] = Field(min_length=1, max_length=50)
+
+    @model_validator(mode="after")
+    def _quantize_once_and_last(self) -> Recipe:
+        places = [i for i, s in enumerate(self.steps) if s.kind == "quantize"]
+        if len(places) != 1:
+            raise ValueError(f"steps: got {len(places)} quantize steps, expected exactly one")
+        if places[0] != len(self.steps) - 1:
+            raise ValueError(f"steps: quantize is step {places[0] + 1} of {len(self.steps)}, expected it last")
+        return self
+
+    @property
+    def quantize(self) -> QuantizeConfig:
+        config = self.steps[-1].config
+        if not isinstance(config, QuantizeConfig):
+            raise ConfigError([f"{self.name}: the last step is {type(config).__name__}, expected quantize"])
+        return config
+
+    @property
+    def scheme(self) -> str:
+        return self.quantize.scheme
+
+    @property
+    def needs(self) -> Needs:
+        """What data the steps cannot do without."""
+        return "unlabelled images" if any(s.config.needs_images for s in self.steps) else "no data"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the recipe does: the canonical JSON of everything but name and summary."""
+        return digest_of(self.model_dump(mode="json", by_alias=True, exclude={"name", "summary"}))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A shipped recipe by name, or a person's own by path (anything that ends in ``.yaml`` or holds a ``/``).
+
+    Raises :class:`UnknownName` with the nearest names, or :class:`ConfigError` with every problem of the file.
+    """
+    source: Path | Traversable
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
+        source = Path(name_or_path)
+    else:
+        known = list_recipes()
+        if name_or_path not in known:
+            raise UnknownName("recipe", name_or_path, known, hint="edgevit recipes")
+        source = _shipped() / f"{name_or_path}.yaml"
+    return validate(load_yaml(source), Recipe)
+
+
+def list_recipes() -> list[str]:
+    """The names of the shipped recipes, sorted."""
+    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file, for editors."""
+    return Recipe.model_json_schema(by_alias=True)
+
+
+def _shipped() -> Traversable:
+    return resources.files("edgevit") / "recipes"
