@@ -210,7 +210,7 @@ class Profile(_Model):
             lines.append(FactLine("memory", f"{sizes} MB", self.memory_mb.status, self.memory_mb.source))
         if self.gpu:
             text = f"{self.gpu.name}, compute capability {self.gpu.compute_capability}"
-            text += "" if self.gpu.usable else f"; not used: {self.gpu.needs}"
+            text += "" if self.gpu.usable else f"; not used, needs {self.gpu.needs}"
             lines.append(FactLine("gpu", text, self.gpu.status, self.gpu.source))
         if self.system_python:
             lines.append(_line("system Python", self.system_python))
@@ -220,9 +220,9 @@ class Profile(_Model):
             FactLine("threads", f"{counts} (default {self.default_threads})", self.threads.status, self.threads.source)
         )
         lines += [_runtime_line(i, o) for i, o in enumerate(self.runtimes, 1)]
-        lines += [FactLine(f"refused: {r.provider}", r.needs, r.status, r.source) for r in self.refused]
-        lines += [FactLine(f"pays off in {p.runtime}", ", ".join(p.schemes), p.status, p.source) for p in self.pays_off]
-        lines += [FactLine(f"sensor {s.name}", f"{s.read} ({s.unit})", s.status, s.source) for s in self.sensors]
+        lines += [FactLine("refused", f"{r.provider}: needs {r.needs}", r.status, r.source) for r in self.refused]
+        lines += [FactLine("pays off", f"{p.runtime}: {', '.join(p.schemes)}", p.status, p.source) for p in self.pays_off]
+        lines += [FactLine("sensor", f"{s.name}: {s.read} ({s.unit})", s.status, s.source) for s in self.sensors]
         return lines + [_line("note", n) for n in self.notes]
 
 
