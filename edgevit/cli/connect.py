@@ -1,0 +1,117 @@
+"""From what a person types for TARGET to agents that answer, several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from edgevit.bench import over_targets
+from edgevit.cli import exit_code, show_error
+from edgevit.cli.console import say
+from edgevit.errors import EdgevitError, UsageError
+from edgevit.places import fleet_path
+
+if TYPE_CHECKING:
+    from device_agents.wire import Facts
+    from edgevit.fleet.agent import Agent
+    from edgevit.fleet.inventory import Target
+    from edgevit.profile import Profile
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One target with an agent that answers."""
+
+    target: Target
+    agent: Agent
+
+    def profile(self, facts: Facts) -> Profile:
+        """The target's profile; for ``local`` the generic one that its facts propose. A board that is not what the profile
+        says is an error."""
+        from edgevit.profile import check_target_profile, load_profile, propose_profile
+
+        name = self.target.profile or propose_profile(facts)
+        if name is None:
+            raise UsageError(
+                f"{self.target.name}: no profile fits a {facts.machine} board called {facts.board_model or facts.hostname!r}",
+                hint=f"edgevit target add {self.target.name} … --profile P",
+            )
+        profile = load_profile(name)
+        errors = [f for f in check_target_profile(profile, facts) if f.severity == "error"]
+        if errors:
+            raise UsageError(f"{self.target.name}: " + "; ".join(f.message for f in errors), hint=errors[0].hint)
+        return profile
+
+
+def select_targets(patterns: Sequence[str]) -> list[Target]:
+    """Names, patterns, ``tag:x``, ``profile:y`` → targets; an empty selection is an error."""
+    from edgevit.fleet.inventory import load_fleet, select
+
+    return select(load_fleet(fleet_path()), patterns)
+
+
+def target_profile(target: Target) -> str:
+    """The profile a target is known by, asking the ``local`` one for its facts."""
+    if target.profile:
+        return target.profile
+    with open_session(target) as session:
+        return session.profile(session.agent.probe(quick=True)).name
+
+
+@contextmanager
+def open_session(target: Target, sign_key: Path | None = None) -> Iterator[Session]:
+    """Connect; the ``local`` target is provisioned on the way (it is this very machine and this very user)."""
+    from edgevit.fleet.connect import connect
+    from edgevit.transport.prompts import TerminalPrompts
+
+    with connect(target, TerminalPrompts()) as agent:
+        session = Session(target, agent)
+        if target.name == "local":
+            _provision_local(session, sign_key)
+        yield session
+
+
+def _provision_local(session: Session, sign_key: Path | None) -> None:
+    from edgevit import signing
+    from edgevit.cli.key import principal
+
+    key = sign_key or signing.default_key_path()
+    if not key.exists():
+        return
+    public = signing.public_line(key)
+    line = signing.allowed_signers_line(principal(), public)
+    if line not in session.agent.signers():
+        session.agent.allow([line], replace=False)
+        say(f"local: {signing.fingerprint(public)} may sign from now on")
+
+
+def each_target(
+    patterns: Sequence[str], work: Callable[[Session], T], *, sign_key: Path | None = None
+) -> tuple[list[tuple[str, T]], int]:
+    """``work`` on every target selected, in parallel: (what came back by target, the exit code).
+
+    Failures are shown as they stand; the rest is finished. 3 if a device was unreachable or refused, else the worst other.
+    """
+
+    targets = {t.name: t for t in select_targets(patterns)}
+
+    def one(name: str) -> T:
+        with open_session(targets[name], sign_key) as session:
+            return work(session)
+
+    done, failed = over_targets(list(targets), one)
+    return done, show_failures(failed)
+
+
+def show_failures(failed: Sequence[tuple[str, EdgevitError]]) -> int:
+    """Each failure with its target; the exit code of all of them together."""
+    for name, error in failed:
+        text = str(error)
+        show_error(EdgevitError(text if text.startswith(name) else f"{name}: {text}", hint=error.hint))
+    codes = {exit_code(error) for _, error in failed}
+    return 3 if 3 in codes else max(codes, default=0)
