@@ -14,8 +14,8 @@ import json
 import math
 import re
 import typing
-from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Type, TypeVar, Union
 
 AGENT_VERSION = 1
 """Raised whenever an older agent could misread what this one accepts; a manifest names the lowest it needs."""
@@ -84,6 +84,40 @@ def name_field(max_len: int = 120) -> Any:
     return text(NAME_PATTERN, max_len)
 
 
+if TYPE_CHECKING:  # device_agents runs without typing_extensions; mypy brings its own
+    from typing_extensions import dataclass_transform
+
+    @dataclass_transform(frozen_default=True, field_specifiers=(text, number, items, sha256_field, name_field))
+    def record(cls: Type[T]) -> Type[T]: ...
+
+else:
+
+    def record(cls):
+        """``dataclass(frozen=True)`` whose comparing, hashing and showing are shared instead of compiled for each class.
+
+        The forty classes of this file are made at every start of the agent; compiling all their methods took half of it.
+        """
+        cls.__repr__, cls.__eq__, cls.__hash__ = _show, _equal, _hash
+        return dataclasses.dataclass(frozen=True, repr=False, eq=False)(cls)
+
+
+def _values(record_: Any) -> Tuple[Any, ...]:
+    return tuple(getattr(record_, name) for name in record_.__dataclass_fields__)
+
+
+def _show(self: Any) -> str:
+    inner = ", ".join("{}={!r}".format(name, getattr(self, name)) for name in self.__dataclass_fields__)
+    return "{}({})".format(type(self).__qualname__, inner)
+
+
+def _equal(self: Any, other: Any) -> Any:
+    return _values(self) == _values(other) if type(other) is type(self) else NotImplemented
+
+
+def _hash(self: Any) -> int:
+    return hash(_values(self))
+
+
 def encode(value: Any) -> Any:
     """A wire value → plain JSON values. Dataclass fields keep their declared order."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -103,9 +137,9 @@ def encode(value: Any) -> Any:
 
 def dumps(value: Any) -> bytes:
     """A wire value → canonical bytes: sorted keys, no spaces, UTF-8, one trailing newline."""
-    return (json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n").encode(
-        "utf-8"
-    )
+    return (
+        json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode("utf-8")
 
 
 def parse_json(data: bytes, what: str, max_bytes: int) -> Any:
@@ -133,24 +167,19 @@ def parse_json(data: bytes, what: str, max_bytes: int) -> Any:
         raise WireError(what, "not a JSON document: {}".format(e)) from e
 
 
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""Whole strings, so that brackets inside them are passed over, and brackets. An unterminated string takes all the rest."""
+
+
 def _check_depth(data: bytes, what: str) -> None:
     depth = 0
-    in_text = escaped = False
-    for byte in data:
-        if in_text:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_text = False
-        elif byte == 0x22:
-            in_text = True
-        elif byte in (0x7B, 0x5B):
+    for token in _TOKENS.finditer(data):
+        first = data[token.start()]
+        if first in (0x7B, 0x5B):
             depth += 1
             if depth > MAX_DEPTH:
                 raise WireError(what, "nested deeper than {} levels".format(MAX_DEPTH))
-        elif byte in (0x7D, 0x5D):
+        elif first in (0x7D, 0x5D):
             depth -= 1
 
 
@@ -269,7 +298,7 @@ def _kind(value: Any) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@record
 class Refusal:
     """Why the agent did not do what was asked. ``code`` is stable; the host maps it to its own error and hint."""
 
@@ -283,7 +312,7 @@ class Refusal:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@record
 class Blob:
     """Bytes in the bundle, known by their SHA-256 alone: no names, so no paths to escape through."""
 
@@ -291,7 +320,7 @@ class Blob:
     size: int = number(1, MAX_BLOB_BYTES)
 
 
-@dataclass(frozen=True)
+@record
 class TensorSpec:
     """One input or output. ``layout`` says how an image is laid out; empty for outputs."""
 
@@ -301,7 +330,7 @@ class TensorSpec:
     layout: str = text(choices=("NCHW", "NHWC", ""), default="")
 
 
-@dataclass(frozen=True)
+@record
 class Preprocessing:
     """From a decoded image to the model's input, in the order applied: resize, crop, scale to [0, 1], normalise.
 
@@ -322,7 +351,7 @@ class Preprocessing:
             raise WireError("std", "got {}, expected three numbers above zero".format(list(self.std)))
 
 
-@dataclass(frozen=True)
+@record
 class Tolerance:
     """How far an artifact's outputs on the device may lie from those recorded at build time.
 
@@ -336,7 +365,7 @@ class Tolerance:
     top1_margin: float = number(0.0, 1e9)
 
 
-@dataclass(frozen=True)
+@record
 class GoldenInputs:
     """Images that every artifact is checked with, uint8 NHWC in a ``.npy`` blob; ``source`` tells real from synthetic."""
 
@@ -345,7 +374,7 @@ class GoldenInputs:
     source: str = text(choices=("images", "synthetic"))
 
 
-@dataclass(frozen=True)
+@record
 class GoldenOutputs:
     """The artifact's own outputs at build time, float32 (count, classes) in a ``.npy`` blob, and the runtime that made them."""
 
@@ -355,7 +384,7 @@ class GoldenOutputs:
     tolerance: Tolerance
 
 
-@dataclass(frozen=True)
+@record
 class EvaluationSet:
     """Labelled images made by the model's own transform: uint8 NHWC and int64 (count,) in two ``.npy`` blobs."""
 
@@ -365,7 +394,7 @@ class EvaluationSet:
     name: str = text(max_len=200)
 
 
-@dataclass(frozen=True)
+@record
 class Parity:
     """The artifact against the torch module that was exported, on ``images`` calibration or synthetic images."""
 
@@ -376,7 +405,7 @@ class Parity:
     top1_agreement: float = number(0.0, 1.0)
 
 
-@dataclass(frozen=True)
+@record
 class CheckedRuntime:
     """A runtime in which the artifact really ran at build time, and how far its outputs lay from the recorded ones."""
 
@@ -387,7 +416,7 @@ class CheckedRuntime:
     min_cosine: float = number(-1.0, 1.0)
 
 
-@dataclass(frozen=True)
+@record
 class Artifact:
     """One model file in one format. ``opset`` and ``ir_version`` are None for TFLite, as read back from the file itself."""
 
@@ -408,7 +437,7 @@ class Artifact:
     notes: Tuple[str, ...] = items(100, max_len=1000, default=())
 
 
-@dataclass(frozen=True)
+@record
 class ModelInfo:
     """Where the model came from. ``digest`` covers its weights and structure; ``overrides`` what a person set by hand."""
 
@@ -421,13 +450,13 @@ class ModelInfo:
     overrides: Dict[str, str] = items(100)
 
 
-@dataclass(frozen=True)
+@record
 class RecipeInfo:
     name: str = name_field()
     digest: str = sha256_field()
 
 
-@dataclass(frozen=True)
+@record
 class StepReport:
     """What one step did: the layers it touched and the damage it measured on calibration data, as text for people."""
 
@@ -437,7 +466,7 @@ class StepReport:
     details: Dict[str, str] = items(2000)
 
 
-@dataclass(frozen=True)
+@record
 class Manifest:
     """Everything a device needs to verify, run and check a model. Signed as the exact bytes it is stored in."""
 
@@ -494,7 +523,7 @@ class Manifest:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@record
 class ProviderFact:
     """One execution provider of one runtime; ``proven`` only after a real inference through it."""
 
@@ -503,14 +532,14 @@ class ProviderFact:
     detail: str = text(max_len=4000, default="")
 
 
-@dataclass(frozen=True)
+@record
 class RuntimeFact:
     runtime: str = text(choices=RUNTIMES)
     version: str = text(max_len=60)
     providers: Tuple[ProviderFact, ...] = items(50)
 
 
-@dataclass(frozen=True)
+@record
 class Variant:
     """What is measured and what is activated: artifact × runtime × provider × threads, of one installed bundle."""
 
@@ -521,7 +550,7 @@ class Variant:
     threads: int = number(1, 1024)
 
 
-@dataclass(frozen=True)
+@record
 class Active:
     """What an application on the device loads. ``policy`` says how the variant was chosen."""
 
@@ -532,14 +561,14 @@ class Active:
     activated_at: str = text(max_len=40)
 
 
-@dataclass(frozen=True)
+@record
 class InstalledBundle:
     bundle: str = sha256_field()
     name: str = name_field(200)
     version: int = number(1, 2**62)
 
 
-@dataclass(frozen=True)
+@record
 class Facts:
     """What one box has today. Whatever could not be read is None and ``absent`` holds the reason under its name."""
 
@@ -578,7 +607,7 @@ class Facts:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@record
 class RunPlan:
     """How a variant is measured. A *series* is one fresh worker process; its timed part ends once ``min_samples`` *and*
     ``min_seconds`` are reached, and in any case after ``max_seconds``. Warm-up ends likewise at both its lower bounds."""
@@ -593,7 +622,7 @@ class RunPlan:
     accuracy: bool
 
 
-@dataclass(frozen=True)
+@record
 class Job:
     """One file in a device's queue: the variants are measured interleaved (A B C A B C …), one series each round."""
 
@@ -608,7 +637,7 @@ class Job:
     timeout_seconds: float = number(1.0, 7 * 86_400.0)
 
 
-@dataclass(frozen=True)
+@record
 class GoldenResult:
     """The worst case over the golden images, beside the tolerance it was held against."""
 
@@ -620,7 +649,7 @@ class GoldenResult:
     reason: str = text(max_len=2000)
 
 
-@dataclass(frozen=True)
+@record
 class Series:
     """One worker process's raw numbers, in nanoseconds of ``time.perf_counter_ns`` and megabytes (10⁶ bytes).
 
@@ -649,7 +678,7 @@ class Series:
     readings: Tuple["Reading", ...] = items(1_000_000)
 
 
-@dataclass(frozen=True)
+@record
 class Reading:
     """The board's state at one moment, sampled outside the timed process. ``throttle`` holds what limits the board now."""
 
@@ -659,10 +688,10 @@ class Reading:
     throttle: Optional[Tuple[str, ...]] = items(50, max_len=60)
 
 
-@dataclass(frozen=True)
+@record
 class Accuracy:
-    """Top-1 on the bundle's evaluation set, counted on the device. ``predictions`` and ``labels`` are class indices, one an image;
-    ``reused`` when the same artifact, runtime build and images had been scored there before."""
+    """Top-1 on the bundle's evaluation set, counted on the device. ``predictions`` and ``labels`` are class indices, one an
+    image; ``reused`` when the same artifact, runtime build and images had been scored there before."""
 
     images: int = number(1, 10_000_000)
     correct: int = number(0, 10_000_000)
@@ -672,7 +701,7 @@ class Accuracy:
     reused: bool
 
 
-@dataclass(frozen=True)
+@record
 class Measurement:
     """One variant's share of a run; ``failure`` says why ``series`` is short or empty."""
 
@@ -691,7 +720,7 @@ class Measurement:
     failure: Optional[Refusal]
 
 
-@dataclass(frozen=True)
+@record
 class Run:
     """Everything one job measured and recorded. Lives in the device's spool until the host has acknowledged ``run_id``."""
 
@@ -707,7 +736,7 @@ class Run:
     measurements: Tuple[Measurement, ...] = items(500)
 
 
-@dataclass(frozen=True)
+@record
 class Verdict:
     """What the recorded facts allow one to say of a measurement; made by ``verdict.judge`` and redone at any time."""
 

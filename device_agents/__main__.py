@@ -1,0 +1,113 @@
+"""The agent's front door: ``main([agent_sha256, root, command, arguments…])`` → exit status.
+
+0 after a ``result`` line, 10 after a ``refusal`` line. Anything else is a defect of the agent, and its traceback is on
+standard error. Each command imports only what it needs: a start costs the compilation of every module it touches.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+EXIT_DONE = 0
+EXIT_USAGE = 64
+EXIT_REFUSED = 10
+EXIT_HOST_GONE = 75
+
+
+@dataclass(frozen=True)
+class Start:
+    """How this agent was started, to start others of its kind."""
+
+    agent_sha256: str
+    root: Path
+    arguments: Tuple[str, ...]
+
+
+def _have(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.install import have
+
+    return have(store, console)
+
+
+def _install(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.install import install
+
+    return install(store, console)
+
+
+def _activate(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.activate import activate
+
+    return activate(store, console)
+
+
+def _rollback(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.activate import rollback
+
+    return rollback(store, console)
+
+
+def _allow(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.activate import allow
+
+    return allow(store, console)
+
+
+def _signers(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.activate import read_signers
+
+    return {"lines": read_signers(store)}
+
+
+def _gc(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.activate import collect_garbage
+
+    return collect_garbage(store, console)
+
+
+COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
+    "have": _have,
+    "install": _install,
+    "activate": _activate,
+    "rollback": _rollback,
+    "allow": _allow,
+    "signers": _signers,
+    "gc": _gc,
+}
+
+
+def main(argv: List[str]) -> int:
+    """Run one command. ``argv`` is (SHA-256 of this agent, root, command, arguments…)."""
+    if len(argv) < 3:
+        sys.stderr.write("expected: agent-sha256 root command [arguments]\n")
+        return EXIT_USAGE
+    start = Start(argv[0], Path(argv[1]).expanduser(), tuple(argv[3:]))
+    if argv[2] == "worker":
+        from device_agents.worker import serve_request
+
+        return serve_request()
+    from device_agents.console import Console, HostGone
+    from device_agents.errors import Refused
+    from device_agents.store import Store
+    from device_agents.wire import encode
+
+    console = Console()
+    try:
+        try:
+            command = COMMANDS.get(argv[2])
+            if command is None:
+                raise Refused(
+                    "bad-request", "the agent has no command {!r}; it has {}".format(argv[2][:80], ", ".join(COMMANDS))
+                )
+            value = command(start, Store(start.root), console)
+            if value is not None:  # a command that wrote its own last line returns None
+                console.emit({"type": "result", "value": value})
+        except Refused as e:
+            console.emit({"type": "refusal", "refusal": encode(e.to_wire())})
+            return EXIT_REFUSED
+    except HostGone:
+        return EXIT_HOST_GONE
+    return EXIT_DONE

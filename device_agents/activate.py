@@ -1,0 +1,169 @@
+"""What is active on this device, who may sign for it, and what may go: ``activate rollback allow signers gc``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Set
+
+from device_agents import wire
+from device_agents.console import Console
+from device_agents.errors import Refused
+from device_agents.install import artifact_of, locked_blobs, verify_installed
+from device_agents.sshsig import parse_signer_line
+from device_agents.store import Store
+from device_agents.verify import check_version, parse_manifest
+
+MAX_SIGNERS = 10_000
+OLD_PART_S = 7 * 86_400.0
+OLD_MARK_S = 90 * 86_400.0
+
+
+@dataclass(frozen=True)
+class ActiveState:
+    """The whole of ``active.json``: replaced in one rename, so ``active`` and ``previous`` always belong together."""
+
+    active: wire.Active
+    previous: Optional[wire.Active]
+
+
+def utc_now() -> str:
+    """This moment, as ``2026-01-31T12:00:00.123Z``."""
+    now = time.time_ns()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + ".{:03d}Z".format(now // 10**6 % 1000)
+
+
+def read_active(store: Store) -> Optional[ActiveState]:
+    """What is active; None where nothing ever was. Raises ``io-error`` on a damaged file."""
+    data = store.read(store.active_path, wire.MAX_JOB_BYTES)
+    if data is None:
+        return None
+    try:
+        return wire.loads(ActiveState, data, "active.json", wire.MAX_JOB_BYTES)
+    except wire.WireError as e:
+        raise Refused("io-error", "{} is damaged: {}".format(store.active_path, e), "activate a bundle anew") from e
+
+
+@dataclass(frozen=True)
+class _ActivateRequest:
+    variant: wire.Variant
+    policy: str = wire.text(max_len=400, default="")
+    allow_older: bool = False
+
+
+def activate(store: Store, console: Console) -> Dict[str, Any]:
+    """Make one variant of an installed bundle the active one, after verifying the bundle whole once more."""
+    try:
+        request = wire.decode(_ActivateRequest, console.read_json("activate"), "activate")
+    except wire.WireError as e:
+        raise Refused("bad-request", str(e)) from e
+    with locked_blobs(store, console), console.heartbeat():
+        verified = verify_installed(store, request.variant.bundle)
+        artifact_of(verified.manifest, request.variant)
+        for blob in verified.manifest.blobs():
+            store.check_blob(blob)
+        state = read_active(store)
+        if state is not None and state.active.variant == request.variant:
+            return {"active": wire.encode(state.active), "changed": False}
+        check_version(verified.manifest, state.active if state else None, request.allow_older)
+        active = wire.Active(request.variant, verified.manifest.name, verified.manifest.version, request.policy, utc_now())
+        store.write(store.active_path, wire.dumps(ActiveState(active, state.active if state else None)))
+    return {"active": wire.encode(active), "changed": True}
+
+
+def rollback(store: Store, console: Console) -> Dict[str, Any]:
+    """Make the previous variant active again; the one left becomes the previous. Raises ``no-active``, ``no-previous``."""
+    with locked_blobs(store, console), console.heartbeat():
+        state = read_active(store)
+        if state is None:
+            raise Refused("no-active", "nothing is active on this device", "deploy a bundle")
+        if state.previous is None:
+            raise Refused("no-previous", "nothing was active before bundle {!r}".format(state.active.bundle_name))
+        verified = verify_installed(store, state.previous.variant.bundle)
+        for blob in verified.manifest.blobs():
+            store.check_blob(blob)
+        store.write(store.active_path, wire.dumps(ActiveState(state.previous, state.active)))
+    return {"active": wire.encode(state.previous)}
+
+
+def allow(store: Store, console: Console) -> Dict[str, Any]:
+    """Add lines to ``allowed_signers``, or replace it. Nothing is written when one line is wrong."""
+    request = console.read_json("allow")
+    if not isinstance(request, dict) or not set(request) <= {"lines", "replace"} or not isinstance(request.get("lines"), list):
+        raise Refused("bad-request", 'allow: expected {"lines": […], "replace": true or false}')
+    if not isinstance(request.get("replace", False), bool):
+        raise Refused("bad-request", "allow: replace is neither true nor false")
+    new = [parse_signer_line(str(line)) for line in request["lines"]]
+    store.create()
+    kept = [] if request.get("replace", False) else read_signers(store)
+    added = [line for line in dict.fromkeys(new) if line not in kept]
+    lines = kept + added
+    if len(lines) > MAX_SIGNERS:
+        raise Refused("bad-request", "allow: {:,} signers, at most {:,}".format(len(lines), MAX_SIGNERS))
+    if added or request.get("replace", False):
+        store.write(store.signers_path, "".join(line + "\n" for line in lines).encode("utf-8"))
+    return {"signers": len(lines), "added": len(added)}
+
+
+def read_signers(store: Store) -> "list[str]":
+    data = store.read(store.signers_path, wire.MAX_JOB_BYTES) or b""
+    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def collect_garbage(store: Store, console: Console) -> Dict[str, Any]:
+    """Remove bundles that are neither active, previous, newest of their name nor in a queued job, and blobs nobody needs."""
+    freed = 0
+    with locked_blobs(store, console), console.heartbeat():
+        store.clean_temporaries(0.0)
+        kept = _needed_bundles(store)
+        doomed = [d for d in store.bundle_digests() if d not in kept]
+        for digest in doomed:
+            store.remove_bundle(digest)
+        needed: Set[str] = set()
+        for digest in kept:
+            needed.update(b.sha256 for b in parse_manifest(store.bundle_bytes(digest)[0]).blobs())
+        removed = 0
+        for sha256, size in store.inventory().items():
+            if sha256 not in needed and store.remove(store.blob_path(sha256)):
+                removed += 1
+                freed += size
+        freed += _remove_old(store)
+    return {"removed_bundles": len(doomed), "removed_blobs": removed, "freed_bytes": freed}
+
+
+def _needed_bundles(store: Store) -> Set[str]:
+    installed = set(store.bundle_digests())
+    kept: Set[str] = set()
+    state = read_active(store)
+    for active in (state.active, state.previous) if state else ():
+        if active is not None:
+            kept.add(active.variant.bundle)
+    for run_id in store.queued():
+        data = store.read(store.queue_path(run_id), wire.MAX_JOB_BYTES)
+        with contextlib.suppress(wire.WireError):
+            kept.update(v.bundle for v in wire.loads(wire.Job, data or b"", "job", wire.MAX_JOB_BYTES).variants)
+    newest: Dict[str, "tuple[int, str]"] = {}
+    for digest in installed:
+        with contextlib.suppress(Refused):
+            manifest = parse_manifest(store.bundle_bytes(digest)[0])
+            newest[manifest.name] = max(newest.get(manifest.name, (0, "")), (manifest.version, digest))
+    kept.update(digest for _, digest in newest.values())
+    return kept & installed
+
+
+def _remove_old(store: Store) -> int:
+    """Parts that nobody resumed for a week, and marks of runs that came home a season ago."""
+    freed = 0
+    for folder, suffix, limit in (("blobs", ".part", OLD_PART_S), ("spool", ".acked", OLD_MARK_S)):
+        for name in sorted(os.listdir(str(store.root / folder))):
+            path = store.root / folder / name
+            with contextlib.suppress(OSError):
+                info = path.lstat()
+                if name.endswith(suffix) and stat.S_ISREG(info.st_mode) and time.time() - info.st_mtime > limit:
+                    path.unlink()
+                    freed += info.st_size
+    return freed

@@ -1,0 +1,45 @@
+"""What the agent raises: one class, whose ``code`` the host maps to its own errors."""
+
+from __future__ import annotations
+
+import errno
+
+from device_agents import wire
+
+REFUSAL_CODES = (
+    "no-python", "no-numpy", "no-runtime", "no-ssh-keygen", "no-signers", "bad-signature", "unknown-signer",
+    "bad-manifest", "newer-schema", "agent-too-old", "older-version", "digest-mismatch", "no-space", "io-error",
+    "not-installed", "blob-missing", "blob-damaged", "no-such-artifact", "does-not-fit", "provider-missing",
+    "provider-mismatch", "scheme-refused", "golden-mismatch", "bad-job", "no-such-run", "worker-timeout", "worker-died",
+    "worker-failed", "busy", "interrupted", "bad-request", "no-previous", "no-active",
+)  # fmt: skip
+"""Every code a refusal can carry. Stable: hosts of other versions know them."""
+
+
+class Refused(Exception):
+    """The agent does not do what was asked. ``str(error)`` says what, got, expected; ``hint`` what to do about it."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        if code not in REFUSAL_CODES:
+            raise ValueError("{!r} is not a refusal code".format(code))
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+    def to_wire(self) -> wire.Refusal:
+        """The same as it crosses the wire: control characters made visible, over-long texts cut at the declared limits."""
+        return wire.Refusal(code=self.code, message=printable(str(self))[:20_000], hint=printable(self.hint)[:4_000])
+
+
+def printable(text: str) -> str:
+    """``text`` as wire texts may hold it: control characters and lone surrogates replaced."""
+    return "".join(
+        c if c in "\n\t" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF) else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def refuse_os_error(error: OSError, doing: str) -> Refused:
+    """An operating system error as a refusal: ``no-space`` where the disk or quota is full, else ``io-error``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Refused("no-space", "{}: {}".format(doing, error), "free some space on the device, or run its agent's gc")
+    return Refused("io-error", "{}: {}".format(doing, error))

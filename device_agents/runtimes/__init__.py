@@ -1,0 +1,52 @@
+"""Inference runtimes behind one small seam: load a model from bytes, run one array through it, say who really ran it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Tuple
+
+from device_agents.errors import Refused
+
+KNOWN_WRONG: Dict[Tuple[str, str], str] = {
+    (
+        "tflite-runtime",
+        "int8-dynamic",
+    ): "tflite-runtime 2.14 runs dynamic-range int8 models without an error and returns garbage",
+    ("tflite-runtime", "int4-weights"): "tflite-runtime 2.14 crashes on int4 weights",
+}
+"""(runtime, scheme) → what is known to go wrong there, measured (docs/measuring.md)."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model. ``run`` takes the prepared input array and returns the output array; ``provider`` really runs it."""
+
+    provider: str
+    run: Callable[[Any], Any]
+
+
+def check_scheme(runtime: str, scheme: str) -> None:
+    """Raises ``scheme-refused`` where this runtime is known to get this scheme wrong."""
+    known = KNOWN_WRONG.get((runtime, scheme))
+    if known:
+        raise Refused("scheme-refused", known, "use the runtime litert, or another scheme")
+
+
+def load_backend(runtime: str) -> Any:
+    """The module that speaks to ``runtime``: ``version()``, ``providers()``, ``prove(provider)``, ``load(…)``.
+
+    Raises ``no-runtime`` or ``no-numpy`` with the reason when it cannot be imported here.
+    """
+    try:
+        import numpy
+    except ImportError as e:
+        raise Refused("no-numpy", "numpy cannot be imported: {}".format(e), "edgevit target provision") from e
+    if runtime == "onnxruntime":
+        from device_agents.runtimes import onnx
+
+        return onnx.Backend()
+    if runtime in ("litert", "tflite-runtime"):
+        from device_agents.runtimes import tflite
+
+        return tflite.Backend(runtime, str(numpy.__version__))
+    raise Refused("no-runtime", "{!r} is not a runtime this agent knows".format(runtime))
