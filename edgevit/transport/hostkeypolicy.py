@@ -1,0 +1,125 @@
+"""Whether to go on with the key that a host showed. Strict always: ``StrictHostKeyChecking no`` is not followed."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevit.errors import HostKeyError
+from edgevit.transport.hostkeys import HostKey, Judgement, KnownLine, Standing, judge, known_types, load_known_hosts, pin
+from edgevit.transport.prompts import Prompts
+from edgevit.transport.sshconfig import SshSettings
+
+
+@dataclass(frozen=True)
+class HostKeyPolicy:
+    """``pins`` is edgevit's own known_hosts file. ``fingerprint`` is one that a person vouches for (``SHA256:…``).
+
+    ``replace`` (only ``edgevit target trust``) lets an approved key take the place of another one in ``pins``;
+    what the person's own known_hosts files say is never overruled.
+    """
+
+    pins: Path
+    fingerprint: str = ""
+    replace: bool = False
+
+    def known(self, settings: SshSettings) -> tuple[KnownLine, ...]:
+        return load_known_hosts((self.pins, *settings.known_hosts))
+
+
+def wanted_types(policy: HostKeyPolicy, settings: SshSettings) -> tuple[str, ...]:
+    """The key types to negotiate: those known for the host, or () for any."""
+    if policy.replace:
+        return ()
+    return known_types(policy.known(settings), settings.known_name, settings.known_port)
+
+
+def check_host_key(name: str, settings: SshSettings, key: HostKey, policy: HostKeyPolicy, prompts: Prompts) -> None:
+    """Return when ``key`` may be used (a newly approved one is pinned first); raise HostKeyError otherwise."""
+    where = f"{settings.known_name} port {settings.port}"
+    judgement = judge(policy.known(settings), settings.known_name, settings.known_port, key)
+    if judgement.standing is Standing.REVOKED:
+        raise HostKeyError(
+            f"{name}: {where} shows the key {key.fingerprint}, which {judgement.lines[0].where} marks as @revoked",
+            hint=f"do not connect; give the host a new key: ssh-keygen -A on the device, then edgevit target trust {name}",
+        )
+    if settings.revoked_keys is not None:
+        _check_revocation_list(name, settings.revoked_keys, key)
+    if policy.fingerprint and policy.fingerprint != key.fingerprint:
+        raise HostKeyError(
+            f"{name}: {where} shows the {key.type} key {key.fingerprint}, but --fingerprint says {policy.fingerprint}",
+            hint=f"read it on the device itself: ssh-keygen -lf /etc/ssh/ssh_host_{short_type(key.type)}_key.pub",
+        )
+    if judgement.standing is Standing.KNOWN:
+        return
+    if judgement.standing is Standing.CHANGED and not _may_replace(policy, judgement):
+        raise changed(name, settings, key, judgement.lines, policy)
+    _approve(name, where, key, judgement, policy, prompts)
+    pin(policy.pins, settings.known_name, settings.known_port, key)
+
+
+def _may_replace(policy: HostKeyPolicy, judgement: Judgement) -> bool:
+    return policy.replace and all(line.where.rpartition(":")[0] == str(policy.pins) for line in judgement.lines)
+
+
+def _approve(name: str, where: str, key: HostKey, judgement: Judgement, policy: HostKeyPolicy, prompts: Prompts) -> None:
+    if policy.fingerprint:
+        return
+    was = f"; until now it was {judgement.lines[0].key.fingerprint}" if judgement.lines else ""
+    answer = prompts.trust_host_key(
+        f"{name}: {where} shows the {key.type} key\n  {key.fingerprint}\nwhich is not known here{was}. "
+        f"Compare it with the device's own:\n  ssh-keygen -lf /etc/ssh/ssh_host_{short_type(key.type)}_key.pub"
+    )
+    if not answer:
+        why = "nobody can be asked without a terminal" if answer is None else "it was not approved"
+        raise HostKeyError(
+            f"{name}: the {key.type} key {key.fingerprint} of {where} is not known here{was}, and {why}",
+            hint=f"edgevit target trust {name} --fingerprint {key.fingerprint}",
+        )
+
+
+def changed(
+    name: str, settings: SshSettings, key: HostKey, lines: tuple[KnownLine, ...], policy: HostKeyPolicy
+) -> HostKeyError:
+    """The refusal of a changed key: both fingerprints, and which file said what."""
+    known = ", ".join(f"{line.key.fingerprint} ({line.key.type}, {line.where})" for line in lines)
+    foreign = [line for line in lines if line.where.rpartition(":")[0] != str(policy.pins)]
+    if foreign:
+        own_name = settings.known_name if settings.known_port == 22 else f"[{settings.known_name}]:{settings.known_port}"
+        hint = f"if the device was set up anew: ssh-keygen -R '{own_name}' -f {foreign[0].where.rpartition(':')[0]}"
+    else:
+        hint = f"if the device was set up anew: edgevit target trust {name} --fingerprint {key.fingerprint}"
+    return HostKeyError(
+        f"{name}: the host key of {settings.known_name} port {settings.port} has CHANGED: "
+        f"it shows {key.fingerprint} ({key.type}), known is {known}. Someone may be listening in, or it was set up anew",
+        hint=hint,
+    )
+
+
+def _check_revocation_list(name: str, path: Path, key: HostKey) -> None:
+    """``RevokedHostKeys``: a list of keys or a KRL; ssh-keygen reads both. What cannot be checked is refused, as in OpenSSH."""
+    with tempfile.TemporaryDirectory() as folder:
+        offered = Path(folder) / "key.pub"
+        offered.write_text(key.line + "\n")
+        try:
+            done = subprocess.run(
+                ["ssh-keygen", "-Q", "-f", str(path), str(offered)],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=30,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise HostKeyError(
+                f"{name}: RevokedHostKeys {path} cannot be checked: {e}", hint="sudo apt install openssh-client"
+            ) from e
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip() or f"{path} lists it"
+        raise HostKeyError(f"{name}: the host key {key.fingerprint} is revoked: {said}", hint=f"cat {path}")
+
+
+def short_type(key_type: str) -> str:
+    """``ssh-ed25519`` → ``ed25519``, as in the names of host key files."""
+    return "ecdsa" if key_type.startswith("ecdsa") else key_type.removeprefix("ssh-")

@@ -1,0 +1,93 @@
+"""Plain sockets to a host: every step with a time-out, and the kernel told to give a vanished peer up."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+
+from edgevit.errors import Unreachable
+
+# A peer that acknowledges nothing for this long is gone. Without it a write to a vanished host blocks for a quarter of an hour.
+USER_TIMEOUT_S = 20
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 10, 5, 3
+
+_FAMILIES = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
+
+
+def open_socket(name: str, host: str, port: int, timeout: float, family: str = "any", bind_address: str = "") -> socket.socket:
+    """A TCP connection to the first address of ``host`` that answers within ``timeout`` seconds, all tries together.
+
+    Raises Unreachable naming the target, the address and what each try met.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, _FAMILIES.get(family, socket.AF_UNSPEC), socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as e:
+        raise Unreachable(f"{name}: the name {host!r} was not found: {e}", hint=f"ping {host}") from e
+    deadline = time.monotonic() + timeout
+    met = []
+    for _family, _kind, _proto, _canonical, address in found:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            sock = socket.create_connection(
+                (str(address[0]), int(address[1])), timeout=left, source_address=(bind_address, 0) if bind_address else None
+            )
+        except OSError as e:
+            met.append(f"{address[0]}: {e.strerror or e}")
+            continue
+        set_options(sock)
+        return sock
+    raise Unreachable(
+        f"{name}: {host} port {port} could not be reached within {timeout:g} s ({'; '.join(met) or 'no answer'})",
+        hint=f"is it on, and does it run an SSH server? ssh -p {port} {host}",
+    )
+
+
+def set_options(sock: socket.socket) -> None:
+    """No delay for small packets; keep-alive probes; give up on a silent peer after :data:`USER_TIMEOUT_S`."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": KEEPALIVE_IDLE_S,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL_S,
+        "TCP_KEEPCNT": KEEPALIVE_COUNT,
+        "TCP_USER_TIMEOUT": USER_TIMEOUT_S * 1000,
+    }
+    for option, value in options.items():
+        # Not every system knows all four; the transport's own keep-alive deadline holds everywhere.
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+class CommandSocket:
+    """The near end of a ProxyCommand: a socket whose other end is the command's standard input and output."""
+
+    def __init__(self, name: str, command: str) -> None:
+        near, far = socket.socketpair()
+        self.socket = near
+        try:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", f"exec {command}"],
+                stdin=far.fileno(),
+                stdout=far.fileno(),
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as e:
+            self.socket.close()
+            raise Unreachable(f"{name}: the ProxyCommand {command!r} could not be started: {e.strerror}") from e
+        finally:
+            far.close()
+
+    def close(self) -> None:
+        self.socket.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
