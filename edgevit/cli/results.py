@@ -1,0 +1,128 @@
+"""``edgevit results`` and ``edgevit report``: what has been measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgevit.cli.console import emit_json, json_option, out, say
+from edgevit.cli.model_options import FILE
+from edgevit.errors import UsageError
+
+if TYPE_CHECKING:
+    from device_agents.wire import Run
+    from edgevit.results.stats import Summary
+    from edgevit.results.store import Store
+
+
+def summarize_runs(runs: Sequence[Run]) -> list[Summary]:
+    """Runs → summaries, with what relates them to fp32 on the same target."""
+    from edgevit.results.stats import relate, summarize
+
+    return relate([s for run in runs for s in summarize(run)])
+
+
+def show_batch(store: Store, batch: str, *, wide: bool, as_json: bool, require_valid: bool = False) -> int:
+    """The table (or JSON) of one batch; 1 where ``require_valid`` and a measurement is INVALID."""
+    summaries = summarize_runs(store.runs(batch_id=batch))
+    if as_json:
+        from edgevit.report.table import json_rows
+
+        emit_json("results", {"batch": batch, "rows": json_rows(summaries)})
+    else:
+        from edgevit.report.table import render_table
+
+        out().print(render_table(summaries, wide=wide))
+        say(f"batch {batch}; edgevit report --batch {batch} -o report.html")
+    return int(require_valid and any(not s.verdict.valid for s in summaries))
+
+
+@click.group()
+def results() -> None:
+    """What has been measured, in batches: one a command that measured."""
+
+
+@results.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """Every batch, newest first."""
+    from edgevit.results.store import open_store
+
+    with open_store() as store:
+        batches = store.batches()
+    if as_json:
+        rows = [{"batch": b.id, "created_at": b.created_at, "command": b.command, "runs": b.runs} for b in batches]
+        emit_json("batches", {"batches": rows})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("batch", "when (UTC)", "runs", "what"):
+        table.add_column(title, overflow="fold")
+    for b in batches:
+        table.add_row(b.id, b.created_at, str(b.runs), b.command)
+    out().print(table)
+
+
+@results.command()
+@click.argument("batch", required=False)
+@click.option("--wide", is_flag=True, help="Every column.")
+@json_option
+def show(batch: str | None, wide: bool, as_json: bool) -> int:
+    """The table of one BATCH; the newest if none is named."""
+    from edgevit.results.store import open_store
+
+    with open_store() as store:
+        return show_batch(store, _batch_id(store, batch), wide=wide, as_json=as_json)
+
+
+@results.command()
+@click.option("--batch", help="One batch; default: everything.")
+@click.option("-o", "--output", type=FILE, required=True, help="A .json file: runs with every raw sample.")
+def export(batch: str | None, output: Path) -> None:
+    """Runs with every raw sample, as one JSON document."""
+    import json
+
+    from device_agents.wire import encode
+    from edgevit.results.store import open_store
+
+    with open_store() as store:
+        runs = store.runs(batch_id=_batch_id(store, batch) if batch else None)
+    document = {"schema": "edgevit.runs/1", "runs": [encode(run) for run in runs]}
+    output.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    say(f"{output}: {len(runs)} runs")
+
+
+@click.command()
+@click.option("--batch", help="One batch; default: the newest.")
+@click.option("--all", "everything", is_flag=True, help="Every run in the store.")
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE.html")
+def report(batch: str | None, everything: bool, output: Path) -> None:
+    """One self-contained HTML page of results that works offline."""
+    from edgevit.report.page import write_page
+    from edgevit.results.store import open_store
+
+    if batch and everything:
+        raise UsageError("--batch and --all exclude each other")
+    with open_store() as store:
+        runs = store.runs(batch_id=None if everything else _batch_id(store, batch))
+    if not runs:
+        raise UsageError("there are no runs to report", hint="edgevit bench BUNDLE TARGET")
+    write_page(runs, output)
+    say(f"{output}: {len(runs)} run{'s' if len(runs) != 1 else ''}, {output.stat().st_size / 1e6:.2f} MB")
+
+
+def _batch_id(store: Store, wanted: str | None) -> str:
+    from edgevit.errors import UnknownName
+
+    known = [b.id for b in store.batches()]
+    if not known:
+        raise UsageError("nothing has been measured yet", hint="edgevit bench BUNDLE TARGET")
+    if wanted is None:
+        return known[0]
+    if wanted not in known:
+        raise UnknownName("batch", wanted, known, hint="edgevit results list")
+    return wanted

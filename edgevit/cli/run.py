@@ -1,0 +1,51 @@
+"""``edgevit run``: build, deploy, bench, table, in one command."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgevit.cli.bench import bench_bundles, plan_option, require_valid_option, threads_option
+from edgevit.cli.build import build_all, choose_profiles
+from edgevit.cli.console import json_option, say
+from edgevit.cli.model_options import FILE, build_options, build_requests, model_options, model_source
+
+
+@click.command()
+@model_options
+@build_options
+@click.option("--target", "targets", multiple=True, required=True, metavar="T", help="Where to measure; several allowed.")
+@click.option("-o", "--output", type=FILE, metavar="DIR", help="Keep the bundles here.")
+@plan_option
+@threads_option
+@require_valid_option
+@click.option("--wide", is_flag=True, help="Every column.")
+@json_option
+def run(
+    targets: Sequence[str],
+    output: Path | None,
+    plan_name: str,
+    threads: Sequence[int],
+    require_valid: bool,
+    wide: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Build MODEL for the targets' boards, ship the bundles, measure them there, show the table.
+
+    All recipes are measured interleaved in one job a device. Nothing is activated: choose from the table, then
+    `edgevit deploy BUNDLE TARGET`.
+    """
+    from edgevit.bench import PLANS
+
+    requests = build_requests(options, model_source(options), choose_profiles((), targets))
+    with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
+        place = output or Path(scratch)
+        bundles = build_all(requests, place, options["sign_key"])
+        if output is not None:
+            say(f"bundles: {', '.join(str(b.path) for b in bundles)}")
+        return bench_bundles(bundles, targets, PLANS[plan_name], threads, False, options["sign_key"], require_valid, wide, as_json)

@@ -1,0 +1,197 @@
+"""``edgevit target``: the boxes edgevit ships to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevit.cli.connect import Session, each_target, open_session, select_targets
+from edgevit.cli.console import emit_json, has_terminal, json_option, out, say
+from edgevit.cli.model_options import FILE
+from edgevit.cli.progress_context import showing_progress
+from edgevit.errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from device_agents.wire import Facts
+
+fingerprint_option = click.option("--fingerprint", metavar="SHA256:…", help="Accept the host key if it is this one, without asking.")
+
+
+@click.group()
+def target() -> None:
+    """The boxes edgevit ships to. `local`, the agent on this very machine, always exists."""
+
+
+@target.command()
+@click.argument("name")
+@click.argument("host", metavar="[USER@]HOST")
+@click.option("--port", type=click.IntRange(1, 65535))
+@click.option("--key", "key_file", type=FILE, help="SSH private key to log in with; default: what ssh would use.")
+@click.option("--jump", metavar="[USER@]HOST[:PORT]", help="Go through this host.")
+@click.option("--profile", help="The kind of board; default: proposed from what the board calls itself.")
+@click.option("--tag", "tags", multiple=True)
+@click.option("--python", default="python3", show_default=True, help="Python ≥ 3.8 on the device.")
+@click.option("--root", default="~/.edgevit", show_default=True, help="The agent's folder on the device.")
+@click.option("--provision/--no-provision", default=None, help="Provision at once; default: ask.")
+@fingerprint_option
+def add(name: str, host: str, fingerprint: str | None, profile: str | None, provision: bool | None, **settings: Any) -> int:
+    """Pin the host key, look at the board, propose its profile, keep it in the fleet file as NAME."""
+    from edgevit.fleet.connect import trust
+    from edgevit.fleet.inventory import Target, add_target, load_fleet
+    from edgevit.places import fleet_path
+    from edgevit.profile import load_profile
+    from edgevit.transport.prompts import TerminalPrompts
+
+    if profile is not None:
+        load_profile(profile)
+    if any(t.name == name for t in load_fleet(fleet_path()).targets):
+        raise UsageError(f"a target named {name} exists already", hint=f"edgevit target remove {name}")
+    user, _, address = host.rpartition("@")
+    key_file: Path | None = settings.pop("key_file")
+    new = Target(
+        name=name,
+        host=address,
+        user=user or None,
+        key=str(key_file.expanduser().absolute()) if key_file else None,
+        profile=profile,
+        tags=tuple(settings.pop("tags")),
+        **settings,
+    )
+    trust(new, TerminalPrompts(), fingerprint)
+    with open_session(new) as session:
+        facts = session.agent.probe()
+        chosen = session.profile(facts).name
+    new = new.model_copy(update={"profile": chosen})
+    add_target(fleet_path(), new)
+    say(f"{name}: {facts.board_model or facts.cpu_model or facts.machine}, profile {chosen}; kept in {fleet_path()}")
+    if facts.runtimes and facts.signers:
+        return 0
+    if provision is None and has_terminal():
+        provision = click.confirm(f"Provision {name} now (a private Python environment with a runtime, and who may sign)?", err=True)
+    if not provision:
+        say(f"next:  edgevit target provision {name}")
+        return 0
+    return _provision([name], None)
+
+
+@target.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """Every target of the fleet file, and `local`."""
+    from edgevit.fleet.inventory import load_fleet, select
+    from edgevit.places import fleet_path
+
+    targets = select(load_fleet(fleet_path()), ["*"])
+    if as_json:
+        emit_json("targets", {"targets": [t.model_dump(mode="json") for t in targets]})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("target", "host", "profile", "tags"):
+        table.add_column(title, overflow="fold")
+    for t in targets:
+        address = f"{t.user}@{t.host}" if t.user else t.host
+        table.add_row(t.name, f"{address}:{t.port}" if t.port else address, t.profile or "by its facts", ", ".join(t.tags))
+    out().print(table)
+
+
+@target.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@json_option
+def probe(targets: Sequence[str], as_json: bool) -> int:
+    """What each target has today: board, Python, runtimes proven by an inference, memory, sensors, bundles."""
+    from device_agents.wire import encode
+    from edgevit.report.facts_view import render_facts
+
+    def work(session: Session) -> tuple[Facts, str]:
+        facts = session.agent.probe()
+        return facts, session.profile(facts).name
+
+    done, code = each_target(targets, work)
+    if as_json:
+        rows = [{"target": name, "profile": profile, "facts": encode(facts)} for name, (facts, profile) in done]
+        emit_json("probe", {"targets": rows})
+        return code
+    for name, (facts, profile) in done:
+        out().print(render_facts(name, profile, facts))
+    return code
+
+
+@target.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@fingerprint_option
+def trust(targets: Sequence[str], fingerprint: str | None) -> None:
+    """Pin the host keys of TARGETs anew, after you know why they changed."""
+    from edgevit.fleet.connect import trust as pin
+    from edgevit.transport.prompts import TerminalPrompts
+
+    for one in select_targets(targets):
+        if one.name != "local":
+            say(f"{one.name}: {pin(one, TerminalPrompts(), fingerprint, replace=True)}")
+
+
+@target.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option("--sign-key", type=FILE, help="Whose signatures the target shall accept; default: edgevit's own key.")
+def provision(targets: Sequence[str], sign_key: Path | None) -> int:
+    """Make a private Python environment on TARGETs with the runtimes that fit, and say who may sign for them."""
+    return _provision(targets, sign_key)
+
+
+def _provision(targets: Sequence[str], sign_key: Path | None) -> int:
+    from edgevit import signing
+    from edgevit.cli.build import signer
+    from edgevit.cli.key import principal
+    from edgevit.fleet.provision import provision_target
+
+    signer(sign_key)
+    line = signing.allowed_signers_line(principal(), signing.public_line(sign_key or signing.default_key_path()))
+    with showing_progress() as progress:
+
+        def work(session: Session) -> Facts:
+            facts = session.agent.probe(quick=True)
+            return provision_target(session.agent, session.target.name, session.profile(facts), facts, line, progress)
+
+        done, code = each_target(targets, work, sign_key=sign_key)
+    for name, facts in done:
+        runtimes = ", ".join(f"{r.runtime} {r.version}" for r in facts.runtimes)
+        click.echo(f"{name}: {runtimes}; Python {facts.runtime_python}; {facts.signers} signer{'s' if facts.signers != 1 else ''}")
+    return code
+
+
+@target.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def unprovision(targets: Sequence[str], yes: bool) -> int:
+    """Take everything edgevit put on TARGETs away: bundles, results that wait there, the Python environment."""
+    chosen = [t.name for t in select_targets(targets)]
+    if not yes:
+        if not has_terminal():
+            raise UsageError("this removes the agent's whole folder there; nobody can be asked", hint="… --yes")
+        click.confirm(f"Remove everything of edgevit from {', '.join(chosen)}?", abort=True, err=True)
+    done, code = each_target(chosen, lambda session: session.agent.unprovision())
+    for name, _ in done:
+        click.echo(f"{name}: nothing of edgevit is left there")
+    return code
+
+
+@target.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def remove(names: Sequence[str]) -> None:
+    """Forget targets here. On the device nothing changes: `edgevit target unprovision` comes first if it should."""
+    from edgevit.fleet.inventory import load_fleet, remove_target
+    from edgevit.places import fleet_path
+
+    known = [t.name for t in load_fleet(fleet_path()).targets]
+    for name in names:
+        if name not in known:
+            raise UnknownName("target", name, known, hint="edgevit target list")
+    for name in names:
+        remove_target(fleet_path(), name)
+        say(f"{name}: forgotten here")
+
+

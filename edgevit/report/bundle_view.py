@@ -1,0 +1,117 @@
+"""A bundle as tables for people, within 100 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from device_agents.wire import Artifact
+    from edgevit.bundle import Bundle
+
+
+def render_bundle(bundle: Bundle) -> RenderableType:
+    """Name, version, where it lies, and one line an artifact with how far it lies from the PyTorch module."""
+    manifest = bundle.manifest
+    head = Text.assemble((manifest.name, "bold"), f"  version {manifest.version}  {bundle.path}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("artifact", "MB", "max error", "cosine ≥", "top-1 agrees", "opset", "IR"):
+        table.add_column(title, justify="left" if title == "artifact" else "right")
+    for artifact in manifest.artifacts:
+        parity = artifact.parity
+        table.add_row(
+            artifact.name,
+            f"{artifact.blob.size / 1e6:.2f}",
+            f"{parity.max_abs_error:.2g}",
+            f"{parity.min_cosine:.5f}",
+            f"{100 * parity.top1_agreement:.1f} % of {parity.images}",
+            str(artifact.opset or "–"),
+            str(artifact.ir_version or "–"),
+        )
+    return Group(head, table, *_warnings(bundle))
+
+
+def _warnings(bundle: Bundle) -> list[Text]:
+    lines = []
+    if bundle.manifest.golden.source == "synthetic":
+        lines.append(Text("golden inputs are synthetic images: give --eval or --calib for real ones", style="yellow"))
+    if bundle.manifest.evaluation is None:
+        lines.append(Text(f"no top-1 on the device: {bundle.manifest.evaluation_absent}", style="yellow"))
+    for artifact in bundle.manifest.artifacts:
+        lines += [Text(f"{artifact.name}: {note}", style="yellow") for note in artifact.notes]
+    return lines
+
+
+def render_explanation(bundle: Bundle, only: str | None) -> RenderableType:
+    """Where the model came from, what each step did, and each artifact in full (or the one named ``only``)."""
+    m = bundle.manifest
+    pre = m.preprocessing
+    facts = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    macs = f", {m.model.macs / 1e6:,.0f} M multiply-adds" if m.model.macs else ""
+    facts.add_row("model", f"{m.model.name}, {m.model.classes} classes, {m.model.parameters / 1e6:.2f} M parameters{macs}")
+    facts.add_row("weights", m.model.weights)
+    facts.add_row("model digest", m.model.digest)
+    facts.add_row("recipe", f"{m.recipe.name}  {m.recipe.digest[:16]}")
+    facts.add_row(
+        "preprocessing",
+        f"{pre.height} × {pre.width} px, short side to {pre.resize_short} {pre.interpolation}, {pre.crop_mode} crop, "
+        f"mean {_triple(pre.mean)}, std {_triple(pre.std)}",
+    )
+    for name, value in m.model.overrides.items():
+        facts.add_row(f"set: {name}", value)
+    facts.add_row("golden inputs", f"{m.golden.count} {m.golden.source}")
+    evaluation = f"{m.evaluation.name}: {m.evaluation.count} images" if m.evaluation else m.evaluation_absent
+    facts.add_row("evaluation", evaluation)
+    facts.add_row("made by", m.made_by)
+    facts.add_row("tools", ", ".join(f"{k} {v}" for k, v in sorted(m.tools.items())))
+    parts: list[RenderableType] = [render_bundle(bundle), Text(), facts, Text()]
+    parts += [_render_step(step.step, step.layers, step.summary, step.details, only is not None) for step in m.steps]
+    for artifact in m.artifacts:
+        if only in (None, artifact.name):
+            parts += [Text(), _render_artifact(artifact)]
+    return Group(*parts)
+
+
+def _render_step(name: str, layers: int, summary: str, details: dict[str, str], full: bool) -> RenderableType:
+    line = Text.assemble((f"step {name}", "bold"), f": {layers} layers; {summary}")
+    if not full:
+        return line
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 2))
+    for layer, what in details.items():
+        table.add_row(layer, what)
+    return Group(line, table)
+
+
+def _render_artifact(artifact: Artifact) -> RenderableType:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0), title=artifact.name, title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    shape = "×".join(str(d) for d in artifact.input.shape)
+    table.add_row("file", f"{artifact.format} {artifact.scheme}, {artifact.blob.size:,} bytes, sha256 {artifact.blob.sha256[:16]}")
+    table.add_row("input", f"{artifact.input.name}: {artifact.input.dtype} {shape} {artifact.input.layout}")
+    table.add_row("fits", ", ".join(artifact.fits))
+    tolerance = artifact.golden.tolerance
+    relative = f"largest difference ≤ {tolerance.max_relative:g} of the largest output, " if tolerance.max_relative is not None else ""
+    table.add_row(
+        "golden check",
+        f"{relative}cosine ≥ {tolerance.min_cosine:g}, same top-1 where the margin exceeds {tolerance.top1_margin:.3g}; "
+        f"recorded with {artifact.golden.runtime} {artifact.golden.runtime_version}",
+    )
+    for checked in artifact.checked:
+        table.add_row(
+            "ran in",
+            f"{checked.runtime} {checked.version} (Python {checked.python}): max error {checked.max_abs_error:.2g}, "
+            f"cosine ≥ {checked.min_cosine:.5f}",
+        )
+    operators = sorted(artifact.operators.items(), key=lambda item: (-item[1], item[0]))
+    table.add_row("operators", ", ".join(f"{name} {count}" for name, count in operators))
+    return table
+
+
+def _triple(values: tuple[float, ...]) -> str:
+    return "/".join(f"{v:g}" for v in values)

@@ -1,0 +1,48 @@
+"""What a box has, as a table for people, within 100 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from device_agents.wire import Facts
+
+
+def render_facts(name: str, profile: str, facts: Facts) -> RenderableType:
+    """Everything the agent found; what could not be read is named with its reason."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("board", facts.board_model or "–")
+    table.add_row("system", f"{facts.os_name or '–'}, kernel {facts.kernel}, {facts.libc or '–'}")
+    table.add_row("cpu", f"{facts.cpu_count} × {facts.cpu_model or facts.machine}")
+    if facts.jetpack:
+        table.add_row("JetPack", facts.jetpack)
+    memory = f"{facts.memory_mb:,} MB" if facts.memory_mb is not None else "–"
+    table.add_row("memory", f"{memory}, {facts.disk_free_mb:,} MB free on disk")
+    table.add_row("Python", f"{facts.python}; runtimes in {facts.runtime_python or '–'}, numpy {facts.numpy or '–'}")
+    for runtime in facts.runtimes:
+        providers = ", ".join(
+            p.name + (" (proven)" if p.proven else f" (not proven: {p.detail.splitlines()[-1] if p.detail else 'no inference'})")
+            for p in runtime.providers
+        )
+        table.add_row("runtime", f"{runtime.runtime} {runtime.version}: {providers}")
+    if not facts.runtimes:
+        table.add_row("runtime", f"none; next: edgevit target provision {name}")
+    table.add_row("sensors", ", ".join(facts.sensors) or "none")
+    table.add_row("signers", str(facts.signers))
+    if facts.active:
+        active = facts.active
+        table.add_row("active", f"{active.bundle_name} version {active.bundle_version}: {active.variant.artifact}")
+    else:
+        table.add_row("active", "nothing")
+    if facts.waiting_runs:
+        table.add_row("waiting", f"{len(facts.waiting_runs)} results; next: edgevit collect {name}")
+    table.add_row("agent", f"version {facts.agent_version}, {facts.agent_sha256[:16]}")
+    for what, reason in sorted(facts.absent.items()):
+        table.add_row(f"no {what}", reason)
+    return Group(Text.assemble((name, "bold"), f"  {facts.hostname}, profile {profile}"), table)
