@@ -171,8 +171,8 @@ def write_bundle(
     """Write a signed bundle to the directory ``out``; it appears there whole or not at all.
 
     ``blobs`` maps each digest of the manifest to its bytes or to a file that holds them (hard-linked where that works).
-    Where ``out`` holds a bundle with the same manifest but for ``version``, it is left as it is and returned; an older bundle of
-    the same name is replaced; anything else there is a UsageError. BundleError where a blob is not what the manifest says.
+    Where ``out`` holds a bundle with the same manifest but for ``version``, it is left as it is and returned; an older
+    bundle of the same name is replaced; anything else there is a UsageError. BundleError where a blob is not what the manifest says.
     """
     wanted = manifest.blobs()
     missing = [blob.sha256 for blob in wanted if blob.sha256 not in blobs]
@@ -208,7 +208,7 @@ def write_bundle(
 
 
 def _existing(out: Path, manifest: wire.Manifest) -> Bundle | None:
-    """The bundle in ``out``, None where it is free or holds one of the same name that is damaged. UsageError for anything else."""
+    """The bundle in ``out``; None where it is free or holds a damaged one of the same name; else UsageError."""
     if not os.path.lexists(out):
         return None
     if not out.is_dir() or out.is_symlink():

@@ -211,9 +211,7 @@ class _Link:
     below: list[Callable[[], None]]
 
     def close(self) -> None:
-        for end in (self.connection.close, *reversed(self.below)):
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-                end()
+        _end_all([*self.below, self.connection.close])
 
 
 def _dial(name: str, settings: SshSettings, policy: HostKeyPolicy, prompts: Prompts, hops: int = 0) -> _Link:
@@ -225,15 +223,13 @@ def _dial(name: str, settings: SshSettings, policy: HostKeyPolicy, prompts: Prom
     below: list[Callable[[], None]] = []
     try:
         connection = _handshake(name, settings, policy, prompts, below, hops)
-        below.insert(0, connection.close)
+        below.append(connection.close)
         _login(name, settings, connection, prompts)
         connection.watch(settings.alive_interval_s or ALIVE_INTERVAL_S)
     except BaseException:
-        for end in reversed(below):
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-                end()
+        _end_all(below)
         raise
-    return _Link(connection, below[1:])
+    return _Link(connection, below[:-1])
 
 
 def _handshake(
@@ -259,6 +255,23 @@ def _handshake(
         connection.close()
         raise
     return connection
+
+
+def approve_host_key(name: str, settings: SshSettings, policy: HostKeyPolicy, prompts: Prompts) -> str:
+    """Meet the host, have its key approved and pinned as ``policy`` says, log in nowhere; its fingerprint."""
+    below: list[Callable[[], None]] = []
+    try:
+        connection = _handshake(name, settings, policy, prompts, below, 0)
+        below.append(connection.close)
+        return _key_of(connection).fingerprint
+    finally:
+        _end_all(below)
+
+
+def _end_all(ends: Sequence[Callable[[], None]]) -> None:
+    for end in reversed(ends):
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            end()
 
 
 class _NoSharedKeyType(Exception):

@@ -1,0 +1,504 @@
+"""Talking to the agent on a device: one method per command, its lines decoded strictly, its refusals mapped to our errors."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from device_agents import wire
+from edgevit.agentpack import BOOTSTRAP, EXIT_NO_AGENT, EXIT_OLD_PYTHON, LAUNCHER, agent_pyz
+from edgevit.errors import DeviceError, LostLink, NotProvisioned
+from edgevit.fleet.refusals import map_refusal
+from edgevit.progress import Progress, Quiet
+from edgevit.transport.base import Channel, Transport
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgevit.bundle import Bundle
+
+SILENCE_S = 60.0
+"""The agent says that it is alive every 2 s; a slow card may hold it up for longer than that, but not for this long."""
+
+END_S = 30.0
+UPLOAD_CHUNK = 1 << 20
+EXIT_REFUSED = 10
+EXIT_NOT_FOUND = (126, 127)
+JETPACK4 = "sudo apt install python3.8 python3.8-venv (JetPack 4), then edgevit target add … --python python3.8"
+
+
+@dataclass(frozen=True)
+class Have:
+    """Which blobs a device lacks, how many bytes of each it has already, and its free space in bytes."""
+
+    missing: tuple[str, ...]
+    partial: dict[str, int]
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Installed:
+    """``newly`` is false where the bundle was there already and verified. Bytes of blobs as sent by this call."""
+
+    bundle: str
+    newly: bool
+    received_bytes: int
+    sent_blobs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Activated:
+    active: wire.Active
+    changed: bool
+
+
+@dataclass(frozen=True)
+class WaitingRun:
+    run_id: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Freed:
+    removed_bundles: int
+    removed_blobs: int
+    freed_bytes: int
+
+
+F = TypeVar("F")
+Message = dict[str, Any]
+OnMessage = Callable[[Message], None]
+
+
+class Agent:
+    """The agent under ``root`` on one device. Each call is one process there; the agent itself is sent where it is absent.
+
+    All methods raise LostLink, Unreachable, NotProvisioned or DeviceRefused; a plain DeviceError says that the agent is defective.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        python: str = "python3",
+        root: str = "~/.edgevit",
+        open_again: Callable[[], Agent] | None = None,
+    ) -> None:
+        self.transport = transport
+        self.python = python
+        self.root = root
+        self._open_again = open_again
+
+    @property
+    def name(self) -> str:
+        return self.transport.name
+
+    def reopen(self) -> Agent:
+        """A new agent over a new connection to the same device; this one is closed. LostLink where nobody said how."""
+        if self._open_again is None:
+            raise LostLink(f"{self.name}: the connection is gone and cannot be made again from here")
+        self.close()
+        return self._open_again()
+
+    def close(self) -> None:
+        self.transport.close()
+
+    # ---- commands ----
+
+    def probe(self, quick: bool = False) -> wire.Facts:
+        """What the device is today. ``quick``: only runtimes that were proven before."""
+        value = self._call("probe", ["--quick"] if quick else [])
+        return self._decode(wire.Facts, value, "facts")
+
+    def have(self, blobs: Iterable[wire.Blob]) -> Have:
+        """Which of ``blobs`` are not on the device."""
+        value = self._call("have", payload={"blobs": [wire.encode(b) for b in blobs]})
+        partial = self._field(value, "partial", dict)
+        return Have(
+            tuple(str(s) for s in self._field(value, "missing", list)),
+            {str(k): int(v) for k, v in partial.items() if isinstance(v, int)},
+            self._field(value, "free_bytes", int),
+        )
+
+    def install(self, bundle: Bundle, progress: Progress | None = None, *, allow_older: bool = False) -> Installed:
+        """Send what the device lacks of ``bundle``; it verifies signature and digests itself before the bundle appears."""
+        return _Upload(self, bundle, progress or Quiet(), allow_older).run()
+
+    def activate(self, variant: wire.Variant, policy: str, *, allow_older: bool = False) -> Activated:
+        """Make ``variant`` what applications on the device load; everything is verified there once more first."""
+        payload = {"variant": wire.encode(variant), "policy": policy, "allow_older": allow_older}
+        value = self._call("activate", payload=payload)
+        return Activated(
+            self._decode(wire.Active, self._field(value, "active", dict), "active"), self._field(value, "changed", bool)
+        )
+
+    def rollback(self) -> wire.Active:
+        """Activate what was active before."""
+        return self._decode(wire.Active, self._field(self._call("rollback"), "active", dict), "active")
+
+    def submit(self, job: wire.Job) -> bool:
+        """Queue ``job``; False where its ``run_id`` was known already. Harmless to repeat."""
+        value = self._call("submit", payload=wire.encode(job), limit=wire.MAX_JOB_BYTES)
+        if value.get("run_id") != job.run_id:
+            raise self._defect(f"submit answered for the run {str(value.get('run_id'))[:80]!r}, not {job.run_id!r}")
+        return self._field(value, "queued", bool)
+
+    def follow(self, run_id: str, progress: Progress | None = None) -> wire.Run:
+        """Wait for a run and bring it home. It stays on the device until :meth:`ack`."""
+        with _Stages(progress or Quiet(), f"{self.name}: ") as stages:
+            value = self._call("follow", [run_id], on_message=stages, limit=wire.MAX_RUN_BYTES)
+        run = self._decode(wire.Run, value, "run")
+        if run.job.run_id != run_id:
+            raise self._defect(f"follow answered with the run {run.job.run_id!r}, not {run_id!r}")
+        return run
+
+    def ack(self, run_id: str) -> bool:
+        """Say that the run is safe here; False where that was said before."""
+        return self._field(self._call("ack", [run_id]), "acknowledged", bool)
+
+    def waiting(self) -> tuple[WaitingRun, ...]:
+        """Runs that were not acknowledged: queued, running or done."""
+        found = []
+        for entry in self._field(self._call("waiting"), "runs", list):
+            if not isinstance(entry, dict) or entry.get("state") not in ("queued", "running", "done"):
+                raise self._defect("waiting answered with an entry that is no run")
+            found.append(WaitingRun(self._field(entry, "run_id", str), str(entry["state"])))
+        return tuple(found)
+
+    def allow(self, lines: Sequence[str], *, replace: bool = False) -> int:
+        """Let the keys in these allowed_signers lines sign for the device; returns how many may now."""
+        return self._field(self._call("allow", payload={"lines": list(lines), "replace": replace}), "signers", int)
+
+    def signers(self) -> tuple[str, ...]:
+        """The device's allowed_signers lines."""
+        return tuple(str(line) for line in self._field(self._call("signers"), "lines", list))
+
+    def predict(self, pixels: np.ndarray[Any, Any], variant: wire.Variant | None = None) -> list[list[dict[str, Any]]]:
+        """The five best classes for each image of ``pixels``, uint8 (count, height, width, 3); ``variant`` None: the active one."""
+        import io
+
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
+        data = buffer.getvalue()
+        header: dict[str, Any] = {"bundle": variant.bundle if variant else None, "count": len(pixels), "bytes": len(data)}
+        if variant is not None:
+            header["variant"] = wire.encode(variant)
+        value = self._call("predict", payload=header, data=data)
+        found = self._field(value, "predictions", list)
+        if len(found) != len(pixels):
+            raise self._defect(f"predict answered for {len(found)} images, not {len(pixels)}")
+        return found
+
+    def provision(self, requirements: Sequence[str], *, system_site: bool, progress: Progress | None = None) -> Message:
+        """Make the device's private Python environment with these pip requirements."""
+        with _Stages(progress or Quiet(), f"{self.name}: ") as stages:
+            payload = {"requirements": list(requirements), "system_site": system_site}
+            return self._call("provision", payload=payload, on_message=stages)
+
+    def unprovision(self) -> None:
+        """Remove the agent's whole folder from the device."""
+        self._call("unprovision")
+
+    def gc(self) -> Freed:
+        """Remove bundles and blobs that neither the active nor the previous nor the newest bundle needs."""
+        value = self._call("gc")
+        return Freed(*(self._field(value, key, int) for key in ("removed_bundles", "removed_blobs", "freed_bytes")))
+
+    # ---- one conversation ----
+
+    def _call(
+        self,
+        command: str,
+        arguments: Sequence[str] = (),
+        *,
+        payload: Any = None,
+        data: bytes = b"",
+        on_message: OnMessage | None = None,
+        limit: int = wire.MAX_RUN_BYTES,
+    ) -> Message:
+        head = b"" if payload is None else json.dumps(payload, separators=(",", ":"), allow_nan=False).encode("utf-8") + b"\n"
+
+        def send(channel: Channel, _conversation: Conversation) -> None:
+            for start in range(0, len(data), UPLOAD_CHUNK) if data else ():
+                channel.write((head if start == 0 else b"") + data[start : start + UPLOAD_CHUNK])
+            if head and not data:
+                channel.write(head)
+            channel.close_input()
+
+        return self.converse(command, arguments, send, on_message, limit)
+
+    def converse(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        send: Callable[[Channel, Conversation], None],
+        on_message: OnMessage | None = None,
+        limit: int = wire.MAX_RUN_BYTES,
+    ) -> Message:
+        """Start ``command``, send, read to its result; uploads the agent once where the device has none or another."""
+        pack = agent_pyz()
+        for attempt in (1, 2):
+            argv = [self.python, "-c", LAUNCHER, pack.sha256, self.root, command, *arguments]
+            channel = self.transport.open(argv)
+            try:
+                conversation = Conversation(self.name, command, channel, on_message, limit)
+                value = conversation.run(send)
+            finally:
+                channel.close()
+            if value is not None:
+                return value
+            if attempt == 1:
+                self._bootstrap()
+        raise self._defect(f"the agent was sent, but {self.root} does not hold it")
+
+    def _bootstrap(self) -> None:
+        """Send the agent itself."""
+        pack = agent_pyz()
+        channel = self.transport.open([self.python, "-c", BOOTSTRAP, pack.sha256, str(len(pack.data)), self.root])
+        try:
+            lost: LostLink | None = None
+            try:
+                channel.write(pack.data)
+                channel.close_input()
+            except LostLink as e:
+                lost = e
+            said = channel.read_line(SILENCE_S)
+            status = channel.wait(END_S)
+            if status == 0 and said == b"ok" and lost is None:
+                return
+            check_start(self.name, status, said, channel.error_text())
+            tail = channel.error_text().strip()[-1000:]
+            raise DeviceError(
+                f"{self.name}: the agent could not be stored in {self.root}: exit status {status}: {tail or 'it said nothing'}",
+                hint=f"ssh to {self.name}, and look at: df -h ~; ls -ld {self.root}",
+            )
+        finally:
+            channel.close()
+
+    # ---- strictness ----
+
+    def _decode(self, kind: type[wire.T], value: Any, what: str) -> wire.T:
+        try:
+            return wire.decode(kind, value, what)
+        except wire.WireError as e:
+            raise self._defect(f"it sent what is not a {what}: {e}") from e
+
+    def _field(self, value: Message, key: str, kind: type[F]) -> F:
+        found = value.get(key)
+        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+            raise self._defect(f"it answered without {key!r} of the type {kind.__name__}: {str(value)[:200]}")
+        return found
+
+    def _defect(self, message: str) -> DeviceError:
+        return DeviceError(f"{self.name}: the agent is defective: {message}", hint=f"edgevit target probe {self.name}")
+
+
+class Conversation:
+    """One command's lines. :meth:`run` returns its value, or None where the launcher found no agent to start."""
+
+    def __init__(self, name: str, command: str, channel: Channel, on_message: OnMessage | None, limit: int) -> None:
+        self._name, self._command = name, command
+        self._channel, self._on_message = channel, on_message
+        # The value stands inside one more object.
+        self._limit = limit + 4096
+        self._raw = b""
+
+    def run(self, send: Callable[[Channel, Conversation], None]) -> Message | None:
+        lost: LostLink | None = None
+        last: Message | None = None
+        try:
+            send(self._channel, self)
+        except LostLink as e:
+            # An agent that refuses stops reading; what it said is worth more than that it stopped.
+            lost = e
+        except _Ended as e:
+            last = e.message
+        if last is None:
+            last = self.read_until("result", "refusal")
+        status = self._channel.wait(END_S)
+        if last is None:
+            if status == EXIT_NO_AGENT and not self._raw:
+                return None
+            check_start(self._name, status, self._raw, self._channel.error_text())
+            if lost is not None and status == 0:
+                raise lost
+            raise self._defect(f"it ended with status {status} and no result")
+        if last["type"] == "refusal":
+            raise map_refusal(self._name, self._refusal(last))
+        if status != 0:
+            raise self._defect(f"it gave a result but ended with status {status}")
+        value = last.get("value")
+        if not isinstance(value, dict):
+            raise self._defect("its result is not an object")
+        return value
+
+    def read_until(self, *types: str) -> Message | None:
+        """The next message of one of ``types``, others handed on; None at the end of output."""
+        while True:
+            line = self._channel.read_line(SILENCE_S)
+            if not line:
+                return None
+            message = self._parse(line)
+            if message is None:
+                return None
+            if message["type"] in types:
+                return message
+            if message["type"] in ("result", "refusal"):
+                raise _Ended(message)
+            if self._on_message is not None and message["type"] != "alive":
+                self._on_message(message)
+
+    def _parse(self, line: bytes) -> Message | None:
+        try:
+            message = wire.parse_json(line, "message", self._limit)
+        except wire.WireError as e:
+            if not self._raw and len(line) < 100:
+                # A launcher under an old Python prints its version; the exit status will tell.
+                self._raw = line
+                return None
+            raise self._defect(f"it wrote a line that is no message: {e}") from e
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            if not self._raw and len(line) < 100:
+                self._raw = line
+                return None
+            raise self._defect(f"it wrote a line that is no message: {line[:200]!r}")
+        return message
+
+    def _refusal(self, message: Message) -> wire.Refusal:
+        try:
+            return wire.decode(wire.Refusal, message.get("refusal"), "refusal")
+        except wire.WireError as e:
+            raise self._defect(f"its refusal cannot be read: {e}") from e
+
+    def _defect(self, message: str) -> DeviceError:
+        tail = self._channel.error_text().strip()[-2000:]
+        said = f"; it wrote to standard error:\n{tail}" if tail else ""
+        return DeviceError(
+            f"{self._name}: the agent is defective ({self._command}): {message}{said}",
+            hint=f"edgevit target probe {self._name}",
+        )
+
+
+class _Ended(Exception):
+    """The last line came while something else was waited for."""
+
+    def __init__(self, message: Message) -> None:
+        super().__init__("the conversation ended")
+        self.message = message
+
+
+def check_start(name: str, status: int, said: bytes, errors: str) -> None:
+    """Raise NotProvisioned where no Python, or one that is too old, was there to start the agent; else return."""
+    if status == EXIT_OLD_PYTHON:
+        version = said.decode("ascii", "replace").strip()[:20]
+        raise NotProvisioned(f"{name}: its Python is {version or 'too old'}; the agent needs 3.8 or newer", hint=JETPACK4)
+    if status in EXIT_NOT_FOUND:
+        detail = errors.strip()[-300:] or f"exit status {status}"
+        raise NotProvisioned(
+            f"{name}: no Python could be started there: {detail}", hint="on the device: sudo apt install python3"
+        )
+
+
+class _Stages:
+    """The agent's ``progress`` lines → Progress: one key a stage."""
+
+    def __init__(self, progress: Progress, prefix: str) -> None:
+        self._progress, self._prefix = progress, prefix
+        self._stage = ""
+
+    def __enter__(self) -> _Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stage:
+            self._progress.finish(self._stage)
+
+    def __call__(self, message: Message) -> None:
+        if message.get("type") != "progress":
+            return
+        stage, text = str(message.get("stage", ""))[:60], str(message.get("text", ""))[:200]
+        total, done = message.get("total"), message.get("done")
+        key = f"{self._prefix}{stage}"
+        if key != self._stage:
+            if self._stage:
+                self._progress.finish(self._stage)
+            known = float(total) if isinstance(total, (int, float)) and total > 0 else None
+            self._progress.start(key, f"{key} {text}".strip(), known, str(message.get("unit", ""))[:20])
+            self._stage = key
+        self._progress.advance(key, float(done) if isinstance(done, (int, float)) else 0.0, text)
+
+
+class _Upload:
+    """``install``: the manifest, then the raw bytes of each blob that the device asks for, from the offset it names."""
+
+    def __init__(self, agent: Agent, bundle: Bundle, progress: Progress, allow_older: bool) -> None:
+        self._agent, self._bundle, self._progress, self._allow_older = agent, bundle, progress, allow_older
+        self._sent: list[str] = []
+
+    def run(self) -> Installed:
+        with _Stages(self._progress, f"{self._agent.name}: ") as stages:
+            self._stages = stages
+            value = self._agent.converse("install", (), self._send, self._on_message)
+        digest = value.get("bundle")
+        if digest != self._bundle.digest:
+            raise self._agent._defect(f"it installed {str(digest)[:80]!r}, not {self._bundle.digest}")
+        installed, received = value.get("installed"), value.get("received_bytes")
+        if not isinstance(installed, bool) or not isinstance(received, int):
+            raise self._agent._defect(f"install answered {str(value)[:200]}")
+        return Installed(self._bundle.digest, installed, received, tuple(self._sent))
+
+    def _on_message(self, message: Message) -> None:
+        # What arrived is shown as it is sent; of the device's own stages only waiting says something new.
+        if message.get("stage") != "receive":
+            self._stages(message)
+
+    def _send(self, channel: Channel, conversation: Conversation) -> None:
+        request = {
+            "manifest": base64.b64encode(self._bundle.manifest_bytes).decode("ascii"),
+            "signature": base64.b64encode(self._bundle.signature).decode("ascii"),
+            "allow_older": self._allow_older,
+        }
+        self._sent.clear()
+        channel.write(json.dumps(request, separators=(",", ":")).encode("ascii") + b"\n")
+        need = conversation.read_until("need")
+        if need is None:
+            return
+        wanted = self._check_need(need)
+        total = sum(blob.size - offset for blob, offset in wanted)
+        key = f"{self._agent.name}: upload"
+        self._progress.start(key, f"{self._agent.name}: sending {self._bundle.manifest.name}", float(total), "bytes")
+        done, said = 0, time.monotonic()
+        for blob, offset in wanted:
+            self._sent.append(blob.sha256)
+            with self._bundle.blob_path(blob.sha256).open("rb") as f:
+                f.seek(offset)
+                left = blob.size - offset
+                while left:
+                    chunk = f.read(min(UPLOAD_CHUNK, left))
+                    if not chunk:
+                        raise DeviceError(f"{f.name} became shorter while it was sent", hint="edgevit verify BUNDLE")
+                    channel.write(chunk)
+                    left -= len(chunk)
+                    done += len(chunk)
+                    if time.monotonic() - said > 0.1:
+                        said = time.monotonic()
+                        self._progress.advance(key, float(done))
+        channel.close_input()
+        self._progress.finish(key)
+
+    def _check_need(self, need: Message) -> list[tuple[wire.Blob, int]]:
+        """Only blobs of this bundle are ever sent, whatever the device asks for."""
+        known = {blob.sha256: blob for blob in self._bundle.manifest.blobs()}
+        wanted = []
+        for entry in self._agent._field(need, "blobs", list):
+            sha256, offset = (entry.get("sha256"), entry.get("offset")) if isinstance(entry, dict) else (None, None)
+            blob = known.pop(str(sha256), None)
+            if blob is None or not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset <= blob.size:
+                raise self._agent._defect(f"it asked for {str(entry)[:200]}, which this bundle does not have")
+            wanted.append((blob, offset))
+        return wanted

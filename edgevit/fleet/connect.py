@@ -1,0 +1,63 @@
+"""From a target to an agent that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgevit import places
+from edgevit.fleet.agent import Agent
+from edgevit.fleet.inventory import Target
+from edgevit.transport.base import Transport
+from edgevit.transport.prompts import Prompts
+
+
+def pins_path() -> Path:
+    """edgevit's own known_hosts file."""
+    return places.config_dir() / "known_hosts"
+
+
+def open_transport(target: Target, prompts: Prompts, fingerprint: str = "", *, replace: bool = False) -> Transport:
+    """A logged-in connection to the target, or the local transport. Raises what ``SshTransport.connect`` raises."""
+    if target.is_local:
+        from edgevit.transport.local import LocalTransport
+
+        return LocalTransport(target.name)
+    # paramiko is imported only where a box is really spoken to.
+    from edgevit.transport.hostkeypolicy import HostKeyPolicy
+    from edgevit.transport.ssh import SshTransport
+    from edgevit.transport.sshconfig import resolve
+
+    settings = resolve(target.host, user=target.user, port=target.port, key=target.key, jump=target.jump)
+    policy = HostKeyPolicy(pins_path(), fingerprint, replace)
+    return SshTransport.connect(target.name, settings, policy, prompts)
+
+
+def open_agent(target: Target, prompts: Prompts) -> Agent:
+    """Connect to the agent of ``target``; the caller closes it."""
+    transport = open_transport(target, prompts)
+    return Agent(transport, target.python, target.root, lambda: open_agent(target, prompts))
+
+
+@contextmanager
+def connect(target: Target, prompts: Prompts) -> Iterator[Agent]:
+    """:func:`open_agent`, closed at the end of the block."""
+    agent = open_agent(target, prompts)
+    try:
+        yield agent
+    finally:
+        agent.close()
+
+
+def trust(target: Target, prompts: Prompts, fingerprint: str | None = None, *, replace: bool = False) -> str:
+    """Look at the target's host key, have it approved (or compare it with ``fingerprint``), pin it; returns its fingerprint.
+
+    ``replace`` lets it take the place of another key in edgevit's own file. Nobody logs in for this.
+    """
+    from edgevit.transport.hostkeypolicy import HostKeyPolicy
+    from edgevit.transport.ssh import approve_host_key
+    from edgevit.transport.sshconfig import resolve
+
+    settings = resolve(target.host, user=target.user, port=target.port, key=target.key, jump=target.jump)
+    return approve_host_key(target.name, settings, HostKeyPolicy(pins_path(), fingerprint or "", replace), prompts)

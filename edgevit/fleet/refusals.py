@@ -1,0 +1,53 @@
+"""What a device refuses, as our errors with the next command to type. The codes are the agent's and stable."""
+
+from __future__ import annotations
+
+from device_agents.wire import Refusal
+from edgevit.errors import DeviceError, DeviceRefused, NotProvisioned
+
+NEEDS_PROVISION = frozenset({"no-runtime", "no-numpy", "no-signers", "no-ssh-keygen", "no-python"})
+
+HINTS = {
+    "no-runtime": "edgevit target provision {name}",
+    "no-numpy": "edgevit target provision {name}",
+    "no-signers": "edgevit target provision {name}",
+    "no-ssh-keygen": "on the device: sudo apt install openssh-client (8.1 or newer); then edgevit target provision {name}",
+    "no-python": "on the device: sudo apt install python3-venv; then edgevit target provision {name}",
+    "bad-signature": "edgevit verify BUNDLE; then build or copy it again",
+    "unknown-signer": "edgevit key allow {name}",
+    "bad-manifest": "edgevit verify BUNDLE; then build or copy it again",
+    "newer-schema": "pip install --upgrade edgevit",
+    "agent-too-old": "pip install --upgrade edgevit",
+    "older-version": "edgevit deploy BUNDLE {name} --allow-older, or edgevit rollback {name}",
+    "digest-mismatch": "edgevit verify BUNDLE; then deploy again",
+    "no-space": "free space on {name} (df -h there), then deploy again: what arrived is kept",
+    "io-error": "look at the device's disk: ssh to {name}, then dmesg | tail",
+    "not-installed": "edgevit deploy BUNDLE {name}",
+    "blob-missing": "edgevit deploy BUNDLE {name}",
+    "blob-damaged": "edgevit deploy BUNDLE {name} sends what is damaged again; then check the device's card",
+    "no-such-artifact": "edgevit explain BUNDLE",
+    "does-not-fit": "edgevit build … --for {name}",
+    "provider-missing": "edgevit target probe {name}",
+    "provider-mismatch": "edgevit target probe {name}",
+    "scheme-refused": "edgevit build … with a recipe that this runtime runs rightly; edgevit profiles show",
+    "golden-mismatch": "edgevit explain BUNDLE; then build it again",
+    "bad-job": "edgevit bench BUNDLE {name}",
+    "no-such-run": "edgevit collect {name}",
+    "worker-timeout": "edgevit bench BUNDLE {name} --plan quick",
+    "worker-died": "look at memory and kernel log: ssh to {name}, then dmesg | tail",
+    "worker-failed": "edgevit target probe {name}",
+    "busy": "wait for the other deployment or measurement to end, then try again",
+    "interrupted": "try again: what arrived is kept",
+    "no-previous": "edgevit deploy BUNDLE {name}",
+    "no-active": "edgevit deploy BUNDLE {name}",
+    "bad-request": "edgevit target probe {name}",
+}
+
+
+def map_refusal(name: str, refusal: Refusal) -> DeviceError:
+    """A refusal → NotProvisioned where something must be installed first, else DeviceRefused with the agent's code."""
+    hint = HINTS.get(refusal.code, refusal.hint).format(name=name) if refusal.code in HINTS else refusal.hint
+    message = f"{name} refused ({refusal.code}): {refusal.message}"
+    if refusal.code in NEEDS_PROVISION:
+        return NotProvisioned(message, hint=hint)
+    return DeviceRefused(refusal.code, message, hint=hint)
