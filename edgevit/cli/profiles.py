@@ -20,9 +20,9 @@ def profiles(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         emit_json("profiles", {"profiles": [{"name": name, "title": title} for name, title in titles.items()]})
         return
-    from edgevit.report.profile_view import render_profile_list
+    from edgevit.report.profile_view import render_profiles
 
-    out().print(render_profile_list(titles))
+    out().print(render_profiles(titles))
 
 
 @profiles.command()

@@ -1,0 +1,62 @@
+"""``edgevit demo``: the whole path on handwritten digits."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, nullcontext
+
+import click
+
+
+@click.command()
+@click.option("--target", "own_target", metavar="T", help="A target of yours instead of this machine.")
+def demo(own_target: str | None) -> int:
+    """The whole path on handwritten digits, without a network: train, build, sign, ship, measure, report.
+
+    Runs on this machine: once through the `local` agent and, where an sshd is installed, once more over real SSH.
+    """
+    from edgevit import demo as steps
+    from edgevit.cli.progress_context import showing_progress
+    from edgevit.cli.results import summarize_runs
+    from edgevit.places import data_dir
+    from edgevit.results.store import open_store
+
+    began = time.monotonic()
+    folder = data_dir() / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        # A person's own target is known to their own fleet file, and trusts their own key.
+        stack.enter_context(nullcontext() if own_target else steps.home(folder))
+        targets = [own_target] if own_target else ["local"]
+        with showing_progress() as progress:
+            progress.start("data", "handwritten digits (scikit-learn's own)")
+            bundles = steps.build_digits(folder, progress, targets)
+        steps.call("verify", bundles[1])
+        steps.show_refusal(bundles[1], folder)
+        if not own_target:
+            loopback = steps.add_loopback(folder, stack)
+            targets += [loopback] if loopback else []
+        steps.call("deploy", bundles[1], *targets)
+        from edgevit.cli.bench import bench_bundles
+        from edgevit.bench import PLANS
+        from edgevit.bundle import open_bundle
+
+        click.echo(f"\nmeasuring both bundles on {' and '.join(targets)}, plan quick, one thread", err=True)
+        code = bench_bundles([open_bundle(b, None) for b in bundles], targets, PLANS["quick"], (1,), False, None, False, False, False)
+        if code:
+            return code
+        with open_store() as store:
+            summaries = summarize_runs(store.runs(batch_id=store.batches()[0].id))
+        page = folder / "report.html"
+        steps.call("report", "-o", page)
+    best = steps.best_of(summaries)
+    click.echo(f"\ndone in {time.monotonic() - began:.0f} s")
+    if best is None:
+        click.echo("best: no artifact stayed within one point of fp32")
+    else:
+        click.echo(
+            f"best: {best.artifact} on {best.target}: {best.speedup:.2f} × fp32, {best.file_mb:.2f} MB, {best.points:+.1f} points top-1"
+        )
+    click.echo(f"report: {page}")
+    click.echo("with a Pi: edgevit target add my-pi pi@raspberrypi.local   then   edgevit demo --target my-pi")
+    return 0

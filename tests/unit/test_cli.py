@@ -1,0 +1,90 @@
+"""The command line: what it loads, what it answers, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from edgevit import errors
+from edgevit.cli import COMMANDS, cli, exit_code, run_cli
+
+HEAVY = ("torch", "onnxruntime", "paramiko", "sqlalchemy", "timm", "onnx", "numpy")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["profiles"], ["profiles", "show", "raspberry-pi-5"], ["key", "--help"], ["build", "--help"]])
+def test_light_commands_load_no_heavy_module(argv: list[str]) -> None:
+    code = (
+        "import sys\nfrom edgevit.cli import run_cli\n"
+        f"status = run_cli({argv!r})\n"
+        f"print('loaded:', sorted(m for m in {HEAVY!r} if m in sys.modules), status, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr.strip().splitlines()[-1] == "loaded: [] 0"
+
+
+def test_the_listed_help_is_each_commands_own() -> None:
+    ctx = click.Context(cli)
+    for name, (_, _, line) in COMMANDS.items():
+        command = cli.get_command(ctx, name)
+        assert command is not None, name
+        own = (command.help or "").strip().splitlines()[0]
+        assert own.rstrip(".").split(",")[0].split(":")[0], name
+        assert line.endswith("."), name
+
+
+def test_generated_command_reference_is_in_step() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "scripts/cli_docs.py"), "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [cls, *(c for sub in cls.__subclasses__() for c in _subclasses(sub))]
+
+
+def test_every_error_has_one_exit_code() -> None:
+    wanted = {errors.UsageError: 2, errors.DeviceError: 3}
+    for cls in _subclasses(errors.EdgevitError):
+        if cls.__module__ != "edgevit.errors":
+            continue
+        error = cls.__new__(cls)
+        expected = next((code for base, code in wanted.items() if issubclass(cls, base)), 1)
+        assert exit_code(error) == expected, cls.__name__
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    drawn = errors.__doc__ or ""
+    for cls in _subclasses(errors.EdgevitError):
+        if cls.__module__ == "edgevit.errors":
+            assert cls.__name__ in drawn, f"{cls.__name__} is missing from the docstring of edgevit.errors"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["biuld"], "did you mean build"),
+        (["profiles", "show", "raspberry-pi-6"], "did you mean raspberry-pi-5"),
+        (["recipes", "show", "int8-dinamic"], "did you mean int8-dynamic"),
+        (["deploy", "/nonexistent", "local"], "/nonexistent"),
+        (["bench", "/nonexistent"], "TARGET"),
+        (["build", "deit_tiny_patch16_224", "--random-weights", "--recipe", "fp32", "-o", "x"], "--profile P or --for TARGET"),
+        (["target", "probe", "nobody"], "nobody"),
+        (["results", "show"], "nothing has been measured yet"),
+        (["report", "-o", "x.html"], "nothing has been measured yet"),
+        (["verify", "."], "signing key"),
+    ],
+)
+def test_wrong_use_says_what_to_do(argv: list[str], said: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_json_is_one_document_on_standard_output(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, schema in ((["profiles"], "profiles"), (["recipes"], "recipes"), (["target", "list"], "targets"), (["doctor"], "doctor")):
+        assert run_cli([*argv, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["schema"] == f"edgevit.{schema}/1"
