@@ -18,11 +18,15 @@ sys.path.insert(0, str(ROOT))
 
 def schemas() -> dict[str, dict[str, Any]]:
     """File name → schema, from the models themselves."""
-    from edgevit.fleet.inventory import fleet_schema
+    from pydantic import TypeAdapter
+
+    from edgevit.fleet import inventory
     from edgevit.profile import profile_schema
     from edgevit.recipe import recipe_schema
 
-    return {"profile": profile_schema(), "recipe": recipe_schema(), "fleet": fleet_schema()}
+    # A fleet file names its targets as a mapping or as a list; an editor is told of both.
+    fleet: TypeAdapter[Any] = TypeAdapter(inventory._Mapped | inventory._Listed)
+    return {"profile": profile_schema(), "recipe": recipe_schema(), "fleet": fleet.json_schema()}
 
 
 def main() -> int:

@@ -23,7 +23,6 @@ batches = Table(
     metadata,
     Column("batch_id", String(60), primary_key=True),
     Column("created_at", String(40), nullable=False),
-    Column("title", Text, nullable=False),
     Column("command", Text, nullable=False),
 )
 

@@ -34,8 +34,8 @@ Judge = Callable[[Run, Measurement], Verdict]
 
 @dataclass(frozen=True)
 class Summary:
-    """One measurement of one run in figures. Times in milliseconds, memory and files in megabytes (10⁶ bytes), top-1 and
-    agreement in percent. What is None has its reason in the field of the same name ending in ``_absent``."""
+    """One measurement of one run in figures. Times in milliseconds, memory and files in megabytes (10⁶ bytes), top-1,
+    its standard error and agreement as shares of 1. What is None has its reason in the field of the same name ending in ``_absent``."""
 
     run_id: str
     batch_id: str
@@ -216,7 +216,7 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
         peak_absent="" if peaks else (none if not m.series else "the device does not tell a process's peak memory"),
         memory_delta_mb=max(deltas) if deltas else None,
         file_mb=m.artifact_bytes / 1e6,
-        top1=100.0 * share if share is not None else None,
+        top1=share,
         top1_error=_standard_error(share, scored.images) if scored and share is not None else None,
         top1_absent="" if scored else (m.accuracy_absent or none),
         images=scored.images if scored else 0,
@@ -340,7 +340,7 @@ def _relate_one(s: Summary, timed: Summary | None, scored: Summary | None) -> Su
             changes.update(agreement=None, agreement_absent="the fp32 beside it was scored on other images")
         else:
             same = sum(a == b for a, b in zip(s.predictions, scored.predictions, strict=True))
-            changes.update(agreement=100.0 * same / len(s.predictions), agreement_absent="")
+            changes.update(agreement=same / len(s.predictions), agreement_absent="")
     return dataclasses.replace(s, **changes)  # type: ignore[arg-type]
 
 
@@ -365,8 +365,8 @@ def _too_few(n: int, needed: int) -> str:
 
 
 def _standard_error(share: float, images: int) -> float:
-    """Of a share, binomial, in percent."""
-    return 100.0 * math.sqrt(share * (1.0 - share) / images)
+    """Of a share, binomial."""
+    return math.sqrt(share * (1.0 - share) / images)
 
 
 def _span(values: Iterable[float | None]) -> tuple[float, float] | None:

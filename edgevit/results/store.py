@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import uuid
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +31,20 @@ BUSY_SECONDS = 30
 
 @dataclass(frozen=True)
 class Batch:
-    """What one command measured: the runs of a batch are compared with each other. ``created_at`` is UTC, ISO 8601."""
+    """What one command measured: the runs of a batch are compared with each other. ``created_at`` is UTC, ISO 8601; ``runs``
+    counts those that are home."""
 
-    batch_id: str
+    id: str
     created_at: str
-    title: str = ""
     command: str = ""
+    runs: int = 0
+
+
+def open_store(url: str | None = None) -> Store:
+    """The operator's store: ``url``, else :func:`edgevit.places.db_url`. Close it, or use it as a context manager."""
+    from edgevit import places
+
+    return Store(url or places.db_url())
 
 
 def pack_int64(values: Sequence[int]) -> bytes:
@@ -136,11 +145,17 @@ class Store:
 
     def add_batch(self, batch: Batch) -> bool:
         """Add a batch; False, changing nothing, where its id is there already."""
-        with self._mapped(f"adding batch {batch.batch_id}"), self._writing.begin() as connection:
-            if _has(connection, schema.batches.c.batch_id, batch.batch_id):
+        with self._mapped(f"adding batch {batch.id}"), self._writing.begin() as connection:
+            if _has(connection, schema.batches.c.batch_id, batch.id):
                 return False
-            connection.execute(schema.batches.insert().values(**dataclasses.asdict(batch)))
+            _insert_batch(connection, batch)
         return True
+
+    def new_batch(self, command: str) -> str:
+        """Begin a batch now; its id, which sorts by time and is unique."""
+        batch_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:8]
+        self.add_batch(Batch(batch_id, _now(), command))
+        return batch_id
 
     def add_run(self, run: wire.Run) -> bool:
         """Add a run with all its samples in one transaction; False, changing nothing, where its ``run_id`` is there already.
@@ -164,17 +179,12 @@ class Store:
 
     def batches(self) -> list[Batch]:
         """Every batch, newest first."""
-        order = (schema.batches.c.created_at.desc(), schema.batches.c.batch_id.desc())
         with self._mapped("listing batches"), self._engine.begin() as connection:
-            return [Batch(**row) for row in connection.execute(sa.select(schema.batches).order_by(*order)).mappings()]
+            return [Batch(**row) for row in connection.execute(_BATCHES).mappings()]
 
     def latest_batch(self) -> Batch | None:
         """The newest batch that holds a run; None where there is none."""
-        order = (schema.batches.c.created_at.desc(), schema.batches.c.batch_id.desc())
-        query = sa.select(schema.batches).where(schema.batches.c.batch_id.in_(sa.select(schema.runs.c.batch_id)))
-        with self._mapped("looking for the latest batch"), self._engine.begin() as connection:
-            row = connection.execute(query.order_by(*order).limit(1)).mappings().first()
-        return Batch(**row) if row else None
+        return next((b for b in self.batches() if b.runs), None)
 
     def has_run(self, run_id: str) -> bool:
         with self._mapped(f"looking for run {run_id}"), self._engine.begin() as connection:
@@ -216,11 +226,28 @@ def _has(connection: Connection, column: sa.Column[Any], value: str) -> bool:
     return connection.scalar(sa.select(sa.literal(1)).where(column == value)) is not None
 
 
+_BATCHES = (
+    sa.select(
+        schema.batches.c.batch_id.label("id"),
+        schema.batches.c.created_at,
+        schema.batches.c.command,
+        sa.func.count(schema.runs.c.run_id).label("runs"),
+    )
+    .outerjoin(schema.runs, schema.runs.c.batch_id == schema.batches.c.batch_id)
+    .group_by(schema.batches.c.batch_id, schema.batches.c.created_at, schema.batches.c.command)
+    .order_by(schema.batches.c.created_at.desc(), schema.batches.c.batch_id.desc())
+)
+
+
+def _insert_batch(connection: Connection, batch: Batch) -> None:
+    row = {"batch_id": batch.id, "created_at": batch.created_at, "command": batch.command}
+    connection.execute(schema.batches.insert().values(**row))
+
+
 def _insert_run(connection: Connection, run: wire.Run) -> None:
     job = run.job
     if not _has(connection, schema.batches.c.batch_id, job.batch_id):
-        brought = Batch(job.batch_id, job.submitted_at, f"submitted by {job.submitted_by}")
-        connection.execute(schema.batches.insert().values(**dataclasses.asdict(brought)))
+        _insert_batch(connection, Batch(job.batch_id, job.submitted_at, f"submitted by {job.submitted_by}"))
     connection.execute(
         schema.runs.insert().values(
             run_id=job.run_id,

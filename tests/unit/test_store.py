@@ -12,7 +12,7 @@ import pytest
 from device_agents import wire
 from edgevit.errors import StoreError
 from edgevit.results import schema
-from edgevit.results.store import Batch, Store, pack_int64, unpack_int64
+from edgevit.results.store import Batch, Store, open_store, pack_int64, unpack_int64
 from tests.support.runs import failed, run
 
 
@@ -29,7 +29,7 @@ def test_a_run_comes_back_as_it_went_in(tmp_path: Path) -> None:
     whole = run(measurements=(*run().measurements, failed()))
     with Store(url(tmp_path)) as store:
         assert store.latest_batch() is None
-        assert store.add_batch(Batch("b1", "2025-01-15T10:00:00Z", "deit on pi4", "edgevit bench"))
+        assert store.add_batch(Batch("b1", "2025-01-15T10:00:00Z", "edgevit bench"))
         assert store.add_run(whole)
     with Store(url(tmp_path)) as store:
         assert store.runs() == [whole]
@@ -37,7 +37,7 @@ def test_a_run_comes_back_as_it_went_in(tmp_path: Path) -> None:
         assert store.runs("b2") == []
         assert store.has_run("b1-pi4")
         assert not store.has_run("b1-pi5")
-        assert store.latest_batch() == Batch("b1", "2025-01-15T10:00:00Z", "deit on pi4", "edgevit bench")
+        assert store.latest_batch() == Batch("b1", "2025-01-15T10:00:00Z", "edgevit bench", runs=1)
 
 
 def test_samples_lie_in_the_store_as_little_endian_int64(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_run_of_an_unknown_batch_brings_its_batch(tmp_path: Path) -> None:
         store.add_run(run(batch="elsewhere"))
         batch = store.latest_batch()
         assert batch is not None
-        assert (batch.batch_id, batch.title) == ("elsewhere", "submitted by someone@desk")
+        assert (batch.id, batch.command) == ("elsewhere", "submitted by someone@desk")
         assert store.add_batch(Batch("elsewhere", "2026-01-01T00:00:00Z")) is False
 
 
@@ -79,10 +79,21 @@ def test_batches_newest_first_and_an_empty_one_is_not_the_latest(tmp_path: Path)
             store.add_batch(Batch(name, f"2025-01-0{day}T00:00:00Z"))
         store.add_run(run(batch="old"))
         store.add_run(run(batch="new"))
-        assert [b.batch_id for b in store.batches()] == ["empty", "new", "old"]
+        assert [(b.id, b.runs) for b in store.batches()] == [("empty", 0), ("new", 1), ("old", 1)]
         latest = store.latest_batch()
         assert latest is not None
-        assert latest.batch_id == "new"
+        assert latest.id == "new"
+
+
+def test_the_operators_store_is_where_the_environment_says(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with open_store() as store:
+        batch = store.new_batch("bench deit")
+        store.add_run(run(batch=batch))
+        assert [(b.id, b.command, b.runs) for b in store.batches()] == [(batch, "bench deit", 1)]
+    assert (home / "data" / "results.sqlite").exists()
+    monkeypatch.setenv("EDGEVIT_DB", str(tmp_path / "other.sqlite"))
+    with open_store() as store:
+        assert store.batches() == []
 
 
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
