@@ -23,7 +23,9 @@ def main() -> None:
             subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
             times[name].append(time.perf_counter() - began)
     for name, values in times.items():
-        print(f"{name:18s} median {1000 * statistics.median(values):6.0f} ms   min {1000 * min(values):6.0f} ms   n {len(values)}")
+        print(
+            f"{name:18s} median {1000 * statistics.median(values):6.0f} ms   min {1000 * min(values):6.0f} ms   n {len(values)}"
+        )
 
 
 if __name__ == "__main__":

@@ -172,7 +172,8 @@ def write_bundle(
 
     ``blobs`` maps each digest of the manifest to its bytes or to a file that holds them (hard-linked where that works).
     Where ``out`` holds a bundle with the same manifest but for ``version``, it is left as it is and returned; an older
-    bundle of the same name is replaced; anything else there is a UsageError. BundleError where a blob is not what the manifest says.
+    bundle of the same name is replaced; anything else there is a UsageError. BundleError where a blob is not
+    what the manifest says.
     """
     wanted = manifest.blobs()
     missing = [blob.sha256 for blob in wanted if blob.sha256 not in blobs]

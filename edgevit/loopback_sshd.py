@@ -91,6 +91,8 @@ class LoopbackSshd:
             "AllowTcpForwarding yes",
             "X11Forwarding no",
             "MaxStartups 100",
+            # What scp speaks nowadays.
+            "Subsystem sftp internal-sftp",
             "LogLevel VERBOSE",
         ]
         return "\n".join(filter(None, [self._extra, *lines])) + "\n"

@@ -77,7 +77,7 @@ OnMessage = Callable[[Message], None]
 class Agent:
     """The agent under ``root`` on one device. Each call is one process there; the agent itself is sent where it is absent.
 
-    All methods raise LostLink, Unreachable, NotProvisioned or DeviceRefused; a plain DeviceError says that the agent is defective.
+    All methods raise LostLink, Unreachable, NotProvisioned or DeviceRefused; a plain DeviceError: it is defective.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Agent:
         return tuple(str(line) for line in self._field(self._call("signers"), "lines", list))
 
     def predict(self, pixels: np.ndarray[Any, Any], variant: wire.Variant | None = None) -> list[list[dict[str, Any]]]:
-        """The five best classes for each image of ``pixels``, uint8 (count, height, width, 3); ``variant`` None: the active one."""
+        """The five best classes for each image, uint8 (count, height, width, 3); ``variant`` None: the active one."""
         import io
 
         import numpy as np
