@@ -43,7 +43,7 @@ def digits_vit(**kwargs: Any) -> torch.nn.Module:
         "num_classes": 10,
     }
     model: torch.nn.Module = VisionTransformer(**{**settings, **kwargs})
-    model.pretrained_cfg = {  # type: ignore[assignment]
+    model.pretrained_cfg = {
         "input_size": (3, SIZE, SIZE),
         "interpolation": "bilinear",
         "crop_pct": 1.0,
@@ -140,7 +140,7 @@ def train_digits_vit(out: Path, progress: Progress, *, epochs: int = 10, seed: i
             progress.advance("train", step)
     model.eval()
     with torch.inference_mode():
-        top1 = (model(x[split:]).argmax(1) == y[split:]).float().mean().item()
+        top1 = float((model(x[split:]).argmax(1) == y[split:]).float().mean())
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(out))
     progress.finish("train", f"held-out top-1 {100 * top1:.1f} %")

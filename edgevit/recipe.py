@@ -89,15 +89,12 @@ def load_recipe(name_or_path: str) -> Recipe:
 
     Raises :class:`UnknownName` with the nearest names, or :class:`ConfigError` with every problem of the file.
     """
-    source: Path | Traversable
-    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
-        source = Path(name_or_path)
-    else:
-        known = list_recipes()
-        if name_or_path not in known:
-            raise UnknownName("recipe", name_or_path, known, hint="edgevit recipes")
-        source = _shipped() / f"{name_or_path}.yaml"
-    return validate(load_yaml(source), Recipe)
+    return validate(load_yaml(_source(name_or_path)), Recipe)
+
+
+def recipe_text(name_or_path: str) -> str:
+    """The file of :func:`load_recipe` as it is written."""
+    return _source(name_or_path).read_text(encoding="utf-8")
 
 
 def list_recipes() -> list[str]:
@@ -112,3 +109,12 @@ def recipe_schema() -> dict[str, Any]:
 
 def _shipped() -> Traversable:
     return resources.files("edgevit") / "recipes"
+
+
+def _source(name_or_path: str) -> Path | Traversable:
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
+        return Path(name_or_path)
+    known = list_recipes()
+    if name_or_path not in known:
+        raise UnknownName("recipe", name_or_path, known, hint="edgevit recipes")
+    return _shipped() / f"{name_or_path}.yaml"

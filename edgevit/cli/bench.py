@@ -69,10 +69,10 @@ def bench_bundles(
     as_json: bool,
 ) -> int:
     """One batch: all ``bundles`` on all ``targets``, each device its own job with every variant interleaved."""
-    from edgevit.results.store import open_store
+    from edgevit.cli.store import new_batch, open_store
 
     with open_store() as store, showing_progress() as progress:
-        batch = store.new_batch(" ".join(("bench", *(b.manifest.name for b in bundles))))
+        batch = new_batch(store, ", ".join(b.manifest.name for b in bundles))
 
         def work(session: Session) -> str:
             return bench_session(session, bundles, plan, threads, every, batch, store, progress, sign_key)
@@ -136,7 +136,7 @@ def collect(targets: Sequence[str], wait: bool) -> int:
     from edgevit.bench import bring_home
     from edgevit.fleet.inventory import load_fleet
     from edgevit.places import fleet_path
-    from edgevit.results.store import open_store
+    from edgevit.cli.store import open_store
 
     names = list(targets) or ["local", *(t.name for t in load_fleet(fleet_path()).targets if t.name != "local")]
     with open_store() as store, showing_progress() as progress:

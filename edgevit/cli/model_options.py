@@ -92,8 +92,10 @@ def model_source(options: dict[str, Any]) -> ModelSource:
     """The click values of :func:`model_options` → a ModelSource; takes them out of ``options``."""
     from edgevit.model import ModelSource
 
-    names = ("pretrained", "weights", "random_weights", "num_classes", "model_args", "labels", "unsafe_pickle")
-    names += ("img_size", "crop_pct", "interpolation", "mean", "std")
+    names = [
+        *("pretrained", "weights", "random_weights", "num_classes", "model_args", "labels", "unsafe_pickle"),
+        *("img_size", "crop_pct", "interpolation", "mean", "std"),
+    ]
     taken = {name: options.pop(name) for name in names}
     return ModelSource(name=options.pop("model"), **taken)
 
