@@ -69,10 +69,10 @@ def bench_bundles(
     as_json: bool,
 ) -> int:
     """One batch: all ``bundles`` on all ``targets``, each device its own job with every variant interleaved."""
-    from edgevit.cli.store import new_batch, open_store
+    from edgevit.results.store import open_store
 
     with open_store() as store, showing_progress() as progress:
-        batch = new_batch(store, ", ".join(b.manifest.name for b in bundles))
+        batch = store.new_batch(f"bench {' '.join(b.manifest.name for b in bundles)} on {' '.join(targets)}")
 
         def work(session: Session) -> str:
             return bench_session(session, bundles, plan, threads, every, batch, store, progress, sign_key)
@@ -136,7 +136,7 @@ def collect(targets: Sequence[str], wait: bool) -> int:
     from edgevit.bench import bring_home
     from edgevit.fleet.inventory import load_fleet
     from edgevit.places import fleet_path
-    from edgevit.cli.store import open_store
+    from edgevit.results.store import open_store
 
     names = list(targets) or ["local", *(t.name for t in load_fleet(fleet_path()).targets if t.name != "local")]
     with open_store() as store, showing_progress() as progress:

@@ -19,7 +19,7 @@ def demo(own_target: str | None) -> int:
     from edgevit.cli.progress_context import showing_progress
     from edgevit.cli.results import summarize_runs
     from edgevit.places import data_dir
-    from edgevit.cli.store import open_store
+    from edgevit.results.store import open_store
 
     began = time.monotonic()
     folder = data_dir() / "demo"
@@ -46,7 +46,7 @@ def demo(own_target: str | None) -> int:
         if code:
             return code
         with open_store() as store:
-            summaries = summarize_runs(store.runs(batch_id=store.batches()[0].batch_id))
+            summaries = summarize_runs(store.runs(batch_id=store.batches()[0].id))
         page = folder / "report.html"
         steps.call("report", "-o", page)
     best = steps.best_of(summaries)

@@ -49,21 +49,21 @@ def results() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """Every batch, newest first."""
-    from edgevit.cli.store import open_store
+    from edgevit.results.store import open_store
 
     with open_store() as store:
         batches = store.batches()
     if as_json:
-        rows = [{"batch": b.batch_id, "created_at": b.created_at, "command": b.command, "title": b.title} for b in batches]
+        rows = [{"batch": b.id, "created_at": b.created_at, "command": b.command, "runs": b.runs} for b in batches]
         emit_json("batches", {"batches": rows})
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("batch", "when (UTC)", "what"):
+    for title in ("batch", "when (UTC)", "runs", "what"):
         table.add_column(title, overflow="fold")
     for b in batches:
-        table.add_row(b.batch_id, b.created_at, b.title or b.command)
+        table.add_row(b.id, b.created_at, str(b.runs), b.command)
     out().print(table)
 
 
@@ -73,7 +73,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(batch: str | None, wide: bool, as_json: bool) -> int:
     """The table of one BATCH; the newest if none is named."""
-    from edgevit.cli.store import open_store
+    from edgevit.results.store import open_store
 
     with open_store() as store:
         return show_batch(store, _batch_id(store, batch), wide=wide, as_json=as_json)
@@ -87,7 +87,7 @@ def export(batch: str | None, output: Path) -> None:
     import json
 
     from device_agents.wire import encode
-    from edgevit.cli.store import open_store
+    from edgevit.results.store import open_store
 
     with open_store() as store:
         runs = store.runs(batch_id=_batch_id(store, batch) if batch else None)
@@ -103,7 +103,7 @@ def export(batch: str | None, output: Path) -> None:
 def report(batch: str | None, everything: bool, output: Path) -> None:
     """One self-contained HTML page of results that works offline."""
     from edgevit.report.page import write_page
-    from edgevit.cli.store import open_store
+    from edgevit.results.store import open_store
 
     if batch and everything:
         raise UsageError("--batch and --all exclude each other")
@@ -118,7 +118,7 @@ def report(batch: str | None, everything: bool, output: Path) -> None:
 def _batch_id(store: Store, wanted: str | None) -> str:
     from edgevit.errors import UnknownName
 
-    known = [b.batch_id for b in store.batches()]
+    known = [b.id for b in store.batches()]
     if not known:
         raise UsageError("nothing has been measured yet", hint="edgevit bench BUNDLE TARGET")
     if wanted is None:
