@@ -156,6 +156,7 @@ def _write_atomically(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        Path(name).chmod(0o644)  # Bundles hard-link these; a temporary file's own mode is for its owner alone.
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -117,7 +117,7 @@ def load_model(source: ModelSource) -> LoadedModel:
 
     info = ModelInfo(
         name=source.name,
-        digest=_digest(module, source),
+        digest=digest_of(source._settings(), module_digest(module), list(labels or ())),
         weights=_weights_text(source),
         classes=classes,
         parameters=sum(p.numel() for p in module.parameters()),
@@ -230,9 +230,9 @@ def _classes_by_running(module: Any, preprocessing: Preprocessing, name: str) ->
     return int(output.shape[1])
 
 
-def _digest(module: Any, source: ModelSource) -> str:
-    """Over structure, every weight, and the source files of the person's own classes."""
-    digest = hashlib.sha256(digest_of(source._settings(), str(module)).encode())
+def module_digest(module: Any) -> str:
+    """SHA-256 over structure, every weight, and the source files of the person's own classes."""
+    digest = hashlib.sha256(str(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -35,13 +35,14 @@ class LayerQuant:
 class QuantSpec:
     """The scheme of the whole module: the layers named are quantized, every other one stays float.
 
-    ``float_bits`` is the width of what stays float: 32, or 16 for ``fp16``.
+    ``float_bits`` is the width of what stays float: 32, or 16 for ``fp16``. ``ranges`` is the method that chose static ranges.
     """
 
     scheme: str
     layers: tuple[LayerQuant, ...] = ()
     float_bits: int = 32
     calibration_images: int = 0
+    ranges: str = ""
 
     def layer(self, name: str) -> LayerQuant | None:
         return next((one for one in self.layers if one.name == name), None)

@@ -31,7 +31,8 @@ def build_timm_module(
         if "reg_token" in tensors and "reg_tokens" not in arguments:
             arguments["reg_tokens"] = int(tensors["reg_token"].shape[1])
     if classes is not None:
-        overrides.setdefault("num_classes", str(classes))
+        if source.num_classes is not None:
+            overrides["num_classes"] = str(classes)
         arguments["num_classes"] = classes
     if source.img_size:
         arguments["img_size"] = source.img_size

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH = 16
-ROWS_PER_BATCH = 64
-"""Rows (tokens, pixels) kept of each layer and batch for the search: 256 images leave 1,024 rows a layer."""
+ROWS_PER_LOOK = 64
+"""Rows (tokens, pixels) kept of each layer and call for the search: 256 images in batches leave 1,024 rows a layer."""
 
 QUANTILES = (1.0, 0.99999, 0.9999, 0.9997, 0.9995, 0.999, 0.998, 0.996, 0.993)
 SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6)
@@ -37,15 +38,30 @@ class LayerRange:
 
 
 @dataclass
-class _Watch:
+class Watch:
     """What was seen of one layer."""
 
     low: float = 0.0
     high: float = 0.0
     out_low: float = 0.0
     out_high: float = 0.0
-    inputs: list[Any] | None = None
-    outputs: list[Any] | None = None
+    inputs: list[Any] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+    def look(self, name: str, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> None:
+        """Take in one call's input and output, channels last. Raises :class:`BuildError` for NaN or infinity."""
+        import torch
+
+        low, high = (float(v) for v in torch.aminmax(x))
+        out_low, out_high = (float(v) for v in torch.aminmax(y))
+        if not all(math.isfinite(v) for v in (low, high, out_low, out_high)):
+            raise BuildError(f"NaN or infinity at the layer {name} on calibration images", hint="check the weights")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.out_low, self.out_high = min(self.out_low, out_low), max(self.out_high, out_high)
+        for tensor, kept in ((x, self.inputs), (y, self.outputs)):
+            rows = tensor.reshape(-1, tensor.shape[-1])
+            chosen = torch.randint(len(rows), (ROWS_PER_LOOK,), generator=generator)
+            kept.append(rows[chosen].clone())
 
 
 def normalise(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Tensor:
@@ -73,7 +89,7 @@ def observe_ranges(
     """
     import torch
 
-    watches = {name: _Watch(inputs=[], outputs=[]) for name in layers}
+    watches = {name: Watch() for name in layers}
     generator = torch.Generator().manual_seed(0)
     modules = dict(module.named_modules())
     hooks = [modules[n].register_forward_hook(_hook(n, watches[n], generator)) for n in layers]
@@ -86,45 +102,39 @@ def observe_ranges(
     finally:
         for hook in hooks:
             hook.remove()
-    ranges = {n: _choose(modules[n], w, method) for n, w in watches.items() if w.inputs}
+    ranges = {}
+    for name, watch in watches.items():
+        if watch.inputs:
+            layer = modules[name]
+            weight = layer.weight.detach() if isinstance(layer, torch.nn.Linear) else None
+            ranges[name] = choose_ranges(watch, weight, method)
     on_progress.finish("calibrate", f"{len(ranges)} layers calibrated on {len(pixels)} images")
     return ranges
 
 
-def _hook(name: str, watch: _Watch, generator: torch.Generator) -> Any:
+def _hook(name: str, watch: Watch, generator: torch.Generator) -> Any:
     import torch
 
     def see(layer: Any, args: tuple[Any, ...], output: Any) -> None:
-        x = args[0].detach()
-        low, high = (float(v) for v in torch.aminmax(x))
-        out_low, out_high = (float(v) for v in torch.aminmax(output))
-        if not all(abs(v) < float("inf") for v in (low, high, out_low, out_high)):
-            raise BuildError(f"NaN or infinity at the layer {name} on calibration images", hint="check the weights")
-        watch.low, watch.high = min(watch.low, low), max(watch.high, high)
-        watch.out_low, watch.out_high = min(watch.out_low, out_low), max(watch.out_high, out_high)
-        for tensor, kept in ((x, watch.inputs), (output.detach(), watch.outputs)):
-            rows = tensor.permute(0, 2, 3, 1) if isinstance(layer, torch.nn.Conv2d) else tensor
-            rows = rows.reshape(-1, rows.shape[-1])
-            chosen = torch.randint(len(rows), (ROWS_PER_BATCH,), generator=generator)
-            if kept is not None:
-                kept.append(rows[chosen].clone())
+        rows = [
+            t.detach().permute(0, 2, 3, 1) if isinstance(layer, torch.nn.Conv2d) else t.detach() for t in (args[0], output)
+        ]
+        watch.look(name, rows[0], rows[1], generator)
 
     return see
 
 
-def _choose(layer: Any, watch: _Watch, method: str) -> LayerRange:
+def choose_ranges(watch: Watch, weight: torch.Tensor | None, method: str) -> LayerRange:
+    """Ranges of one layer. ``weight`` (out, in) makes the error behind a linear layer count, else the error of the input."""
     import torch
 
     seen, seen_out = (watch.low, watch.high), (watch.out_low, watch.out_high)
     if method == "minmax":
         return LayerRange(seen, seen_out, seen)
-    inputs, outputs = torch.cat(watch.inputs or []), torch.cat(watch.outputs or [])
-    matrix = None
-    if isinstance(layer, torch.nn.Linear):
-        weight = layer.weight.detach()
-        # The error behind the layer is e·Wᵀ: its squared size needs only the (in × in) Gram matrix.
-        matrix = weight.T @ weight
-    return LayerRange(_search(inputs, seen, matrix), _search(outputs, seen_out, None), seen)
+    inputs, outputs = torch.cat(watch.inputs), torch.cat(watch.outputs)
+    # The error behind the layer is e·Wᵀ: its squared size needs only the (in × in) Gram matrix.
+    gram = None if weight is None else weight.T @ weight
+    return LayerRange(_search(inputs, seen, gram), _search(outputs, seen_out, None), seen)
 
 
 def _search(values: torch.Tensor, seen: tuple[float, float], gram: torch.Tensor | None) -> tuple[float, float]:

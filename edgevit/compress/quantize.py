@@ -93,7 +93,7 @@ def _static(
     )
     if not layers:
         raise BuildError("int8-static applies to no layer: none of them ran on the calibration images")
-    spec = QuantSpec("int8-static", layers, calibration_images=len(pixels))
+    spec = QuantSpec("int8-static", layers, calibration_images=len(pixels), ranges=config.ranges)
     details: dict[str, Any] = {n: ranges[n].describe() for n, _, _ in found if n in ranges}
     details.update({n: "never ran: stays float" for n in unused})
     summary = f"int8-static: {len(layers)} linear{_or_conv(config)} layers, {config.ranges} ranges over {len(pixels)} images"

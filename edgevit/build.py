@@ -1,0 +1,339 @@
+"""The only composer: model, recipe, profiles and data → one signed bundle.
+
+compress → rewrite → quantize → export → read back → parity → golden → pack. Everything slow is kept by digest: a second build of
+the same thing reads its manifest and blobs from the cache, imports neither torch nor timm, and keeps its version.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from device_agents import wire
+from edgevit.artifacts import ArtifactMaker, MadeArtifact
+from edgevit.bundle import Bundle, write_bundle
+from edgevit.cache import Cache, Entry, digest_of, hash_file, tool_versions
+from edgevit.data import ImageSet, match_labels, open_data, pixels
+from edgevit.errors import BuildError, DataError, MissingExtra, UsageError
+from edgevit.model import LoadedModel, ModelSource, load_model
+from edgevit.profile import Profile
+from edgevit.progress import Progress
+from edgevit.recipe import Recipe
+
+Signer = Callable[[bytes], bytes]
+
+CALIBRATION_IMAGES = 256
+PARITY_IMAGES = 32
+_PACKAGES = {
+    "onnx": ("build", ("torch", "timm", "onnx", "onnxscript", "onnxruntime")),
+    "tflite": ("tflite", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
+}
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build. ``calib_data`` serves calibration, parity and golden images; without it ``eval_data`` serves the last two,
+    without either they are seeded synthetic images. ``name`` replaces ``<model>.<recipe>`` as the bundle's name."""
+
+    source: ModelSource
+    recipe: Recipe
+    profiles: tuple[Profile, ...]
+    formats: tuple[str, ...] = ("onnx", "tflite")
+    eval_data: Path | None = None
+    calib_data: Path | None = None
+    batch: int = 1
+    name: str | None = None
+
+
+def build_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: Progress) -> Bundle:
+    """Build, check and sign one bundle into ``out``.
+
+    Raises :class:`UsageError` and its kin for what a person asked wrongly, :class:`BuildError` for a step, exporter or gate that
+    failed. Nothing is written to ``out`` unless all of it is right.
+    """
+    _check_request(request)
+    cache = Cache()
+    identity = request.source.fast_digest(cache)
+    model = None
+    if identity is None:
+        model = _load(request, on_progress)
+        identity = model.info.digest
+    key = _key(request, identity, cache)
+    entry = cache.get(key)
+    for complaint in cache.complaints:
+        on_progress.start("cache", complaint)
+        on_progress.finish("cache", complaint)
+    if entry is not None:
+        on_progress.start("cache", f"{request.recipe.name}: built before")
+        on_progress.finish("cache", f"{request.recipe.name}: taken from the cache, nothing was built")
+    else:
+        entry = _build(request, model or _load(request, on_progress), cache, key, on_progress)
+    manifest = wire.decode(wire.Manifest, entry.meta["manifest"], "cached manifest")
+    manifest = replace(manifest, version=_version(cache, manifest.name, key))
+    by_sha = {path.name: path for path in entry.files.values()}
+    on_progress.start("pack", f"packing {manifest.name}")
+    bundle = write_bundle(out, manifest, by_sha, signer)
+    on_progress.finish("pack", f"{bundle.path}: {len(manifest.artifacts)} artifacts, signed")
+    return bundle
+
+
+def _check_request(request: BuildRequest) -> None:
+    from importlib.util import find_spec
+
+    if not request.profiles:
+        raise UsageError("a build is for at least one profile", hint="edgevit profiles")
+    if request.batch < 1:
+        raise UsageError(f"got batch {request.batch}, expected 1 or more")
+    for format_ in request.formats:
+        if format_ not in _PACKAGES:
+            raise UsageError(f"got format {format_!r}, expected onnx or tflite")
+        extra, packages = _PACKAGES[format_]
+        for package in packages:
+            if find_spec(package) is None:
+                raise MissingExtra(package.replace("_", "-"), extra)
+
+
+def _load(request: BuildRequest, on_progress: Progress) -> LoadedModel:
+    on_progress.start("model", f"loading {request.source.name}")
+    model = load_model(request.source)
+    told = ", ".join(f"{k}={v}" for k, v in model.info.overrides.items())
+    on_progress.finish("model", f"{request.source.name}: {model.info.classes} classes, {model.info.parameters:,} parameters {told}")
+    return model
+
+
+def _key(request: BuildRequest, identity: str, cache: Cache) -> str:
+    from edgevit.export.oldest import find_interpreter, oldest_runtimes
+
+    data = [None if path is None else [path.name, open_data(path, cache).digest] for path in (request.eval_data, request.calib_data)]
+    wanted = [pair for f in request.formats for pair in oldest_runtimes(f, request.recipe.scheme, request.profiles)]
+    return digest_of(
+        "bundle",
+        identity,
+        [request.recipe.name, request.recipe.digest],
+        [p.model_dump(mode="json") for p in request.profiles],
+        [request.formats, request.batch, request.name],
+        data,
+        [[*pair, str(find_interpreter(*pair))] for pair in wanted],
+        _code_digest(),
+        tool_versions(),
+    )
+
+
+@lru_cache(maxsize=1)
+def _code_digest() -> str:
+    """Over edgevit's own code that a build runs through: an edited exporter never serves what the old one wrote."""
+    import device_agents
+    import edgevit
+
+    here = Path(edgevit.__file__).parent
+    names = ("build artifacts data golden labels macs model quantspec recipe timmsource torchsetup weights".split())
+    files = [here / f"{n}.py" for n in names] + [Path(device_agents.__file__).parent / "wire.py"]
+    for folder in ("compress", "rewrite", "export"):
+        files += sorted((here / folder).glob("*.py"))
+    return digest_of([hash_file(f) for f in files])
+
+
+def _version(cache: Cache, name: str, key: str) -> int:
+    """UTC seconds, but never below the last one given to this name; the same build keeps the version it had."""
+    memo = digest_of("latest version", name)
+    last = cache.get(memo)
+    previous = int(last.meta["version"]) if last else 0
+    if last and last.meta["key"] == key:
+        return previous
+    version = max(int(time.time()), previous + 1)
+    cache.put(memo, {}, {"version": version, "key": key})
+    return version
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What the build looks at: calibration, parity and golden pixels, and the evaluation set."""
+
+    calibration: Any
+    parity: Any
+    golden: Any
+    evaluation: ImageSet | None
+
+
+def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on_progress: Progress) -> Entry:
+    from edgevit.compress import Compressed, apply_step
+    from edgevit.quantspec import QuantSpec
+    from edgevit.rewrite import apply_rewrites
+
+    images = _gather(request, model, cache, on_progress)
+    state = Compressed(model.module, model.preprocessing, QuantSpec("fp32"))
+    for step in request.recipe.steps[:-1]:
+        state = apply_step(state, step.config, images.calibration, on_progress)
+    state = apply_rewrites(state, images.calibration)
+    state = apply_step(state, request.recipe.quantize, images.calibration, on_progress)
+    maker = ArtifactMaker(state, images.parity, images.golden, images.calibration, request.batch, cache, on_progress)
+    made: list[MadeArtifact] = []
+    skipped = []
+    for format_ in request.formats:
+        result = maker.make(format_, request.profiles)
+        if isinstance(result, str):
+            skipped.append(result)
+        else:
+            made.append(result)
+    if not made:
+        raise BuildError(f"no artifact fits any of the profiles asked for: {'; '.join(skipped)}", hint="edgevit profiles show NAME")
+    return _pack(request, model, state.reports, images, made, cache, key, on_progress)
+
+
+def _gather(request: BuildRequest, model: LoadedModel, cache: Cache, on_progress: Progress) -> _Images:
+    from edgevit.compress import CalibrationData
+    from edgevit.golden import GoldenImages, choose_golden, synthetic_images
+
+    evaluation = None
+    if request.eval_data is not None:
+        evaluation = _matched(open_data(request.eval_data, cache), model)
+        if evaluation.labels is None:
+            raise DataError(f"{request.eval_data} has no labels; --eval counts right answers", hint="give it as --calib instead")
+    calibration_set = None if request.calib_data is None else _matched(open_data(request.calib_data, cache), model)
+    source = calibration_set or evaluation
+    needed = request.recipe.quantize.images if request.recipe.quantize.needs_images else 0
+    if source is None:
+        count = len(choose_golden(1, request.batch))
+        drawn = synthetic_images(count + PARITY_IMAGES, model.preprocessing)
+        none = CalibrationData(drawn[count:], None, real=False)
+        return _Images(none, drawn[count:], GoldenImages(drawn[:count], "synthetic"), None)
+    wanted = max(needed, PARITY_IMAGES) if calibration_set else PARITY_IMAGES
+    order = _shuffled(len(source))[:wanted]
+    golden = choose_golden(len(source), request.batch)
+    chosen = _cached_pixels(cache, source, model.preprocessing, order, "calibration images", on_progress)
+    labels = None if source.labels is None else tuple(source.labels[i] for i in order)
+    real = CalibrationData(chosen, labels, real=calibration_set is not None)
+    golden_pixels = _cached_pixels(cache, source, model.preprocessing, golden, "golden images", on_progress)
+    return _Images(real, chosen[:PARITY_IMAGES], GoldenImages(golden_pixels, "images"), evaluation)
+
+
+def _matched(images: ImageSet, model: LoadedModel) -> ImageSet:
+    """Labels as indices of the model's classes: by its own names, or ImageNet's synsets where it has 1,000."""
+    from edgevit.labels import IMAGENET_CLASSES, imagenet_synsets
+
+    schemes = [] if model.labels is None else [model.labels]
+    if model.info.classes == IMAGENET_CLASSES and images.class_names is not None:
+        schemes.append(imagenet_synsets())
+    return match_labels(images, model.info.classes, schemes, model.info.name)
+
+
+def _shuffled(count: int) -> list[int]:
+    import numpy as np
+
+    return [int(i) for i in np.random.default_rng(0).permutation(count)]
+
+
+def _cached_pixels(
+    cache: Cache, images: ImageSet, preprocessing: wire.Preprocessing, indices: list[int], what: str, on_progress: Progress
+) -> Any:
+    """uint8 pixels from the cache, else made and kept, by data digest, preprocessing and choice."""
+    import numpy as np
+
+    entry = _pixels_entry(cache, images, preprocessing, indices, what, on_progress)
+    return np.load(entry.files["images"], allow_pickle=False)
+
+
+def _pixels_entry(
+    cache: Cache, images: ImageSet, preprocessing: wire.Preprocessing, indices: list[int], what: str, on_progress: Progress
+) -> Entry:
+    from edgevit.golden import npy_bytes
+
+    shape = {k: v for k, v in wire.encode(preprocessing).items() if k != "std"}
+    key = digest_of("pixels", images.digest, shape, indices, tool_versions().get("pillow"))
+    known = cache.get(key)
+    if known is not None:
+        return known
+    on_progress.start(what, f"preparing {what}", len(indices), "images")
+    made = pixels(images, preprocessing, indices, lambda done: on_progress.advance(what, done))
+    on_progress.finish(what, f"{len(indices):,} {what}")
+    return cache.put(key, {"images": npy_bytes(made)}, {})
+
+
+def _pack(
+    request: BuildRequest,
+    model: LoadedModel,
+    reports: tuple[wire.StepReport, ...],
+    images: _Images,
+    made: list[MadeArtifact],
+    cache: Cache,
+    key: str,
+    on_progress: Progress,
+) -> Entry:
+    from edgevit.golden import npy_bytes
+
+    files: dict[str, Path | bytes] = {"golden": npy_bytes(images.golden.pixels)}
+    for one in made:
+        files[f"model {one.artifact.name}"] = one.model
+        files[f"golden {one.artifact.name}"] = one.golden_outputs
+    names = model.labels
+    if names is None and images.evaluation is not None:
+        names = images.evaluation.class_names
+    labels = None
+    if names is not None:
+        files["labels"] = (json.dumps(list(names), ensure_ascii=False, indent=0) + "\n").encode("utf-8")
+        labels = _blob(files["labels"])
+    evaluation = None
+    if images.evaluation is not None:
+        evaluation = _evaluation(images.evaluation, model, cache, files, on_progress)
+    manifest = wire.Manifest(
+        schema=wire.BUNDLE_SCHEMA,
+        name=request.name or bundle_name(request.source.name, request.recipe.name),
+        version=1,
+        minimum_agent=wire.AGENT_VERSION,
+        made_by=f"edgevit {tool_versions().get('edgevit', 'from source')}",
+        model=model.info,
+        recipe=wire.RecipeInfo(request.recipe.name, request.recipe.digest),
+        steps=reports,
+        preprocessing=model.preprocessing,
+        labels=labels,
+        golden=wire.GoldenInputs(_blob(files["golden"]), len(images.golden.pixels), images.golden.source),
+        evaluation=evaluation,
+        evaluation_absent="" if evaluation else "built without --eval: there are no labelled images to count on",
+        artifacts=tuple(one.artifact for one in made),
+        tools=dict(tool_versions()),
+    )
+    encoded = wire.encode(manifest)
+    wire.decode(wire.Manifest, encoded, "manifest")  # What a device would refuse is refused here first.
+    return cache.put(key, files, {"manifest": encoded})
+
+
+def _evaluation(
+    images: ImageSet, model: LoadedModel, cache: Cache, files: dict[str, Path | bytes], on_progress: Progress
+) -> wire.EvaluationSet:
+    import numpy as np
+
+    from edgevit.golden import npy_bytes
+
+    entry = _pixels_entry(cache, images, model.preprocessing, list(range(len(images))), "evaluation images", on_progress)
+    path = entry.files["images"]
+    files["evaluation images"] = path
+    files["evaluation labels"] = npy_bytes(np.asarray(images.labels, np.int64))
+    return wire.EvaluationSet(
+        wire.Blob(path.name, path.stat().st_size), _blob(files["evaluation labels"]), len(images), images.name[:200]
+    )
+
+
+def _blob(content: Path | bytes) -> wire.Blob:
+    import hashlib
+
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return wire.Blob(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def bundle_name(model: str, recipe: str) -> str:
+    """``<model>.<recipe>`` with whatever a bundle name may not hold turned into ``-``."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{model}.{recipe}").lstrip("._+-")[:200]
+
+
+def describe(manifest: wire.Manifest) -> Mapping[str, str]:
+    """Artifact name → one line on what it is, for people."""
+    return {
+        a.name: f"{a.format} {a.scheme}, {a.blob.size / 1e6:.2f} MB, parity cosine ≥ {a.parity.min_cosine:.4f}, fits {', '.join(a.fits)}"
+        for a in manifest.artifacts
+    }

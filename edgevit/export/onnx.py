@@ -1,0 +1,280 @@
+"""ONNX files: the dynamo exporter's float graph made canonical, and a QuantSpec written into it as integer operators.
+
+The graph keeps torch's layer names on its nodes and weights, and nothing of the machine it was made on, so equal inputs give
+equal bytes. Integers are written by this file, not by a quantization tool, so that what is in the file is what the QuantSpec
+says: dynamic int8 as ``DynamicQuantizeLinear`` + ``MatMulInteger``, static int8 as Q/DQ pairs with float outputs behind linear
+layers (the runtime fuses both; a float output costs nothing and rounds once less).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from device_agents.wire import Preprocessing
+from edgevit.errors import ExportError, MissingExtra
+from edgevit.quantspec import LayerQuant, QuantSpec, activation_grid, quantize_weight
+from edgevit.torchsetup import import_torch, silence_exporters
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+OPSET = 18
+"""What the dynamo exporter writes whatever lower opset it is asked for; LayerNormalization needs 17."""
+IR_VERSION = 10
+"""The newest IR that onnxruntime 1.19, the last for Python 3.8, reads."""
+
+INPUT, OUTPUT = "input", "logits"
+_LAYER = re.compile(r"/([^/:]+): torch\.nn\.modules\.(?:linear\.Linear|conv\.Conv2d)/")
+_MATRIX_OPS = ("MatMul", "Gemm", "Conv")
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+        import onnx.helper
+        import onnx.numpy_helper
+    except ModuleNotFoundError as e:
+        raise MissingExtra("onnx", "build") from e
+    return onnx
+
+
+def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: int) -> bytes:
+    """The module as float32 ONNX: ``input`` (batch, 3, height, width) → ``logits`` (batch, classes), weights inside.
+
+    Raises :class:`ExportError` where torch cannot export the module, :class:`MissingExtra` without onnx or onnxscript.
+    """
+    torch = import_torch()
+    _onnx()
+    silence_exporters()
+    example = torch.zeros(batch, 3, preprocessing.height, preprocessing.width)
+    try:
+        program = torch.onnx.export(
+            module, (example,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+        )
+    except ModuleNotFoundError as e:
+        raise MissingExtra(e.name or "onnxscript", "build") from e
+    except Exception as e:  # noqa: BLE001 - torch's exporter raises anything; it is named and raised typed
+        raise ExportError(f"torch could not export the module to ONNX: {_first_line(e)}") from e
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing, expected an ONNX program")
+    return _canonical(program.model_proto)
+
+
+def _canonical(model: Any) -> bytes:
+    """Strip what differs between machines and runs; name matrix nodes and their weights after the layer they come from."""
+    graph = model.graph
+    weights = {i.name: i for i in graph.initializer}
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        layer = layer_of(node)
+        if layer and node.op_type in _MATRIX_OPS:
+            node.name = f"{layer}/{node.op_type}"
+            if node.op_type == "MatMul" and node.input[1] in weights and f"{layer}.weight" not in weights:
+                renamed.setdefault(node.input[1], f"{layer}.weight")
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for initializer in graph.initializer:
+        initializer.name = renamed.get(initializer.name, initializer.name)
+        initializer.doc_string = ""
+        del initializer.metadata_props[:]
+    del graph.value_info[:]
+    del graph.metadata_props[:], model.metadata_props[:]
+    graph.doc_string = model.doc_string = ""
+    graph.name = "model"
+    for value in [*graph.input, *graph.output]:
+        value.doc_string = ""
+        del value.metadata_props[:]
+    model.producer_name, model.producer_version, model.domain = "edgevit", "", ""
+    return _write(model)
+
+
+def layer_of(node: Any) -> str | None:
+    """The path of the Linear or Conv2d a freshly exported node comes from, by the exporter's own ``namespace`` note."""
+    text = next((p.value for p in node.metadata_props if p.key == "namespace"), "")
+    found = _LAYER.findall(text)
+    return found[-1] if found else None
+
+
+def _write(model: Any) -> bytes:
+    if model.ir_version > IR_VERSION:
+        model.ir_version = IR_VERSION
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def apply_spec(float_model: bytes, spec: QuantSpec) -> bytes:
+    """The float file with ``spec`` carried out. Raises :class:`ExportError` where a layer of the spec is not in the graph."""
+    if spec.scheme == "fp32":
+        return float_model
+    onnx = _onnx()
+    model = onnx.load_model_from_string(float_model)
+    if spec.scheme == "fp16":
+        return _to_fp16(model)
+    writer = _IntegerWriter(model)
+    for layer in spec.layers:
+        writer.quantize(layer)
+    return _write(writer.finish())
+
+
+def _to_fp16(model: Any) -> bytes:
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ModuleNotFoundError as e:
+        raise MissingExtra("onnxruntime", "build") from e
+    try:
+        converted = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)
+    except (ValueError, RuntimeError, TypeError) as e:
+        raise ExportError(f"the float16 converter failed: {_first_line(e)}") from e
+    del converted.graph.value_info[:]
+    return _write(converted)
+
+
+class _IntegerWriter:
+    """Rewrites matrix nodes of one graph into integer ones, in place."""
+
+    def __init__(self, model: Any) -> None:
+        self.onnx = _onnx()
+        self.model = model
+        self.weights = {i.name: i for i in model.graph.initializer}
+        self.nodes = {n.name: n for n in model.graph.node}
+        self.replaced: dict[str, list[Any]] = {}
+        self.added: dict[str, Any] = {}
+
+    def quantize(self, layer: LayerQuant) -> None:
+        found = [n for op in _MATRIX_OPS if (n := self.nodes.get(f"{layer.name}/{op}")) is not None]
+        if len(found) != 1:
+            raise ExportError(f"the layer {layer.name} of the QuantSpec is {len(found)} times in the ONNX graph, expected once")
+        node = found[0]
+        if node.op_type == "Conv":
+            self.replaced[node.name] = self._static_conv(layer, node)
+            return
+        weight, bias = self._matrix(node)
+        quantized, scale = quantize_weight(weight)
+        make = self._dynamic_linear if layer.activations == "dynamic" else self._static_linear
+        # Stored (in, out) as MatMul wants it; scales stay per output channel, the last axis.
+        out = node.output[0] if bias is None else f"{layer.name}.product"
+        nodes = make(layer, node.input[0], quantized.T.copy(), scale, out)
+        if bias is not None:
+            nodes.append(self._node("Add", [out, bias], [node.output[0]], f"{layer.name}/Bias"))
+        self.replaced[node.name] = nodes
+
+    def finish(self) -> Any:
+        graph = self.model.graph
+        nodes = [new for old in graph.node for new in self.replaced.get(old.name, [old])]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        used = {name for n in nodes for name in n.input} | {o.name for o in graph.output}
+        kept = [i for i in graph.initializer if i.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        graph.initializer.extend(v for k, v in self.added.items() if k in used)
+        return self.model
+
+    def _matrix(self, node: Any) -> tuple[NDArray[np.float32], str | None]:
+        """(out, in) weight and the name of the bias of a MatMul or Gemm with a constant weight."""
+        if node.input[1] not in self.weights:
+            raise ExportError(f"the weight of {node.name} is not a constant of the graph")
+        weight = self.onnx.numpy_helper.to_array(self.weights[node.input[1]])
+        attributes = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "MatMul":
+            return weight.T, None
+        if attributes.get("transA") or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+            raise ExportError(f"{node.name} is a Gemm with {attributes}, expected a plain linear layer")
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+        return (weight if attributes.get("transB") else weight.T), bias
+
+    def _dynamic_linear(
+        self, layer: LayerQuant, x: str, weight: NDArray[np.int8], scale: NDArray[np.float32], out: str
+    ) -> list[Any]:
+        import numpy as np
+
+        n = layer.name
+        w = self._constant(f"{n}.weight_int8", weight)
+        ws = self._constant(f"{n}.weight_scale", scale)
+        wz = self._constant(f"{n}.weight_zero", np.zeros(len(scale), np.int8))
+        return [
+            self._node("DynamicQuantizeLinear", [x], [f"{n}.x_int8", f"{n}.x_scale", f"{n}.x_zero"], f"{n}/QuantizeInput"),
+            self._node("MatMulInteger", [f"{n}.x_int8", w, f"{n}.x_zero", wz], [f"{n}.sum"], f"{n}/MatMulInteger"),
+            self._node("Cast", [f"{n}.sum"], [f"{n}.sum_float"], f"{n}/Cast", to=self.onnx.TensorProto.FLOAT),
+            self._node("Mul", [f"{n}.x_scale", ws], [f"{n}.scale"], f"{n}/Scale"),
+            self._node("Mul", [f"{n}.sum_float", f"{n}.scale"], [out], f"{n}/Rescale"),
+        ]
+
+    def _static_linear(
+        self, layer: LayerQuant, x: str, weight: NDArray[np.int8], scale: NDArray[np.float32], out: str
+    ) -> list[Any]:
+        n = layer.name
+        nodes, x_dq, _ = self._q_dq(f"{n}.input", x, _range_of(layer, layer.input_range))
+        w = self._dequantized_constant(f"{n}.weight", weight, scale, axis=1, nodes=nodes)
+        return [*nodes, self._node("MatMul", [x_dq, w], [out], f"{n}/MatMul")]
+
+    def _static_conv(self, layer: LayerQuant, node: Any) -> list[Any]:
+        import numpy as np
+
+        n = layer.name
+        if node.input[1] not in self.weights:
+            raise ExportError(f"the weight of {node.name} is not a constant of the graph")
+        weight = self.onnx.numpy_helper.to_array(self.weights[node.input[1]])
+        quantized, scale = quantize_weight(weight)
+        nodes, x_dq, x_scale = self._q_dq(f"{n}.input", node.input[0], _range_of(layer, layer.input_range))
+        inputs = [x_dq, self._dequantized_constant(f"{n}.weight", quantized, scale, axis=0, nodes=nodes)]
+        if len(node.input) > 2 and node.input[2]:
+            bias = self.onnx.numpy_helper.to_array(self.weights[node.input[2]]).astype(np.float64)
+            bias_scale = (scale.astype(np.float64) * x_scale).astype(np.float32)
+            grid = np.clip(np.rint(bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
+            inputs.append(self._dequantized_constant(f"{n}.bias", grid, bias_scale, axis=0, nodes=nodes))
+        conv = self.onnx.NodeProto()
+        conv.CopyFrom(node)
+        del conv.input[:], conv.output[:]
+        conv.input.extend(inputs)
+        conv.output.append(f"{n}.output_float")
+        after, out_dq, _ = self._q_dq(f"{n}.output", f"{n}.output_float", _range_of(layer, layer.output_range))
+        after[-1].output[0] = node.output[0]
+        return [*nodes, conv, *after]
+
+    def _q_dq(self, name: str, x: str, bounds: tuple[float, float]) -> tuple[list[Any], str, float]:
+        import numpy as np
+
+        scale, zero = activation_grid(*bounds)
+        s = self._constant(f"{name}_scale", np.array(scale, np.float32))
+        z = self._constant(f"{name}_zero", np.array(zero, np.uint8))
+        q, dq = f"{name}_uint8", f"{name}_dequantized"
+        nodes = [
+            self._node("QuantizeLinear", [x, s, z], [q], f"{name}/Quantize"),
+            self._node("DequantizeLinear", [q, s, z], [dq], f"{name}/Dequantize"),
+        ]
+        return nodes, dq, scale
+
+    def _dequantized_constant(self, name: str, grid: Any, scale: NDArray[np.float32], axis: int, nodes: list[Any]) -> str:
+        import numpy as np
+
+        w = self._constant(f"{name}_int", grid)
+        s = self._constant(f"{name}_scale", scale)
+        z = self._constant(f"{name}_zero", np.zeros(len(scale), grid.dtype))
+        out = f"{name}_dequantized"
+        nodes.append(self._node("DequantizeLinear", [w, s, z], [out], f"{name}/Dequantize", axis=axis))
+        return out
+
+    def _constant(self, name: str, value: Any) -> str:
+        self.added[name] = self.onnx.numpy_helper.from_array(value, name)
+        return name
+
+    def _node(self, op: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any) -> Any:
+        return self.onnx.helper.make_node(op, inputs, outputs, name=name, **attributes)
+
+
+def _range_of(layer: LayerQuant, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    if bounds is None:
+        raise ExportError(f"the QuantSpec gives no activation range for the static layer {layer.name}")
+    return bounds
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:400] if lines else ''}"

@@ -1,0 +1,117 @@
+"""What a written file says of itself, held against what the QuantSpec asked: exporters fall back without a word."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from device_agents.wire import TensorSpec
+from edgevit.errors import ExportError, MissingExtra
+from edgevit.export import ReadBack
+from edgevit.quantspec import QuantSpec, quantize_weight
+
+if TYPE_CHECKING:
+    import torch
+
+_FLOAT, _UINT8, _INT8, _INT32, _FLOAT16, _DOUBLE = 1, 2, 3, 6, 10, 11
+_DTYPES = {_FLOAT: "float32", _UINT8: "uint8", _INT8: "int8", _FLOAT16: "float16"}
+
+
+def read_onnx(data: bytes, spec: QuantSpec, module: torch.nn.Module, ceiling: tuple[int, int]) -> ReadBack:
+    """Parse an ONNX file again and verify it against ``spec``; ``ceiling`` is the (IR, opset) its profiles allow.
+
+    Raises :class:`ExportError` for external data, another IR, opset, domain or dtype than asked, and for every layer whose
+    integers are not those of the QuantSpec.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as e:
+        raise MissingExtra("onnx", "build") from e
+    model = onnx.load_model_from_string(data)
+    graph = model.graph
+    _refuse_external_data(model)
+    domains = {o.domain or "ai.onnx": o.version for o in model.opset_import}
+    strange = sorted({n.domain for n in graph.node} - {"", "ai.onnx"})
+    if strange or set(domains) != {"ai.onnx"} or model.functions:
+        raise ExportError(f"the ONNX file uses the domains {', '.join([*domains, *strange])}, expected ai.onnx alone")
+    opset = domains["ai.onnx"]
+    if model.ir_version > ceiling[0] or opset > ceiling[1]:
+        raise ExportError(
+            f"the ONNX file has IR {model.ir_version} and opset {opset}, its profiles allow IR ≤ {ceiling[0]} and opset ≤ {ceiling[1]}",
+            hint="build for profiles with a newer onnxruntime, or --format tflite",
+        )
+    operators = dict(sorted(Counter(n.op_type for n in graph.node).items()))
+    _verify_float_width(graph, spec)
+    count = _verify_integers_onnx(graph, spec, module, operators)
+    return ReadBack(_io(graph.input, "NCHW"), _io(graph.output, ""), opset, model.ir_version, operators, count)
+
+
+def _refuse_external_data(model: Any) -> None:
+    for initializer in model.graph.initializer:
+        if initializer.data_location == 1 or initializer.external_data:
+            raise ExportError(f"the weight {initializer.name} lies outside the ONNX file; external data is refused")
+
+
+def _io(values: Any, layout: str) -> TensorSpec:
+    if len(values) != 1:
+        raise ExportError(f"the ONNX file has {len(values)} {'inputs' if layout else 'outputs'}, expected one")
+    tensor = values[0].type.tensor_type
+    shape = [d.dim_value for d in tensor.shape.dim]
+    if any(d < 1 for d in shape) or tensor.elem_type not in _DTYPES:
+        raise ExportError(f"{values[0].name} has shape {shape} and ONNX type {tensor.elem_type}, expected fixed sizes and a float")
+    return TensorSpec(values[0].name, _DTYPES[tensor.elem_type], tuple(shape), layout)
+
+
+def _verify_float_width(graph: Any, spec: QuantSpec) -> None:
+    counts: Counter[int] = Counter()
+    for initializer in graph.initializer:
+        counts[initializer.data_type] += max(1, _size(initializer.dims))
+    if counts[_DOUBLE]:
+        raise ExportError(f"the ONNX file holds {counts[_DOUBLE]} float64 numbers, expected none")
+    if spec.float_bits == 16:
+        if counts[_FLOAT] > 0.01 * counts[_FLOAT16]:
+            raise ExportError(f"fp16 was asked for; {counts[_FLOAT]:,} numbers are float32 and {counts[_FLOAT16]:,} float16")
+    elif counts[_FLOAT16]:
+        raise ExportError(f"{spec.scheme} was asked for, but {counts[_FLOAT16]:,} numbers are float16")
+    if not spec.layers and (counts[_INT8] or counts[_UINT8]):
+        raise ExportError(f"{spec.scheme} was asked for, but the file holds int8 weights")
+
+
+def _size(dims: Any) -> int:
+    product = 1
+    for d in dims:
+        product *= int(d)
+    return product
+
+
+def _verify_integers_onnx(graph: Any, spec: QuantSpec, module: Any, operators: dict[str, int]) -> int:
+    import numpy as np
+    from onnx import numpy_helper
+
+    held = {i.name: i for i in graph.initializer}
+    differing = []
+    for layer in spec.layers:
+        name = f"{layer.name}.weight_int8" if layer.activations == "dynamic" else f"{layer.name}.weight_int"
+        wanted, scale = quantize_weight(module.get_submodule(layer.name).weight.detach().numpy())
+        if layer.kind == "linear":
+            wanted = wanted.T
+        scales = held.get(f"{layer.name}.weight_scale")
+        if name not in held or scales is None or held[name].data_type != _INT8:
+            differing.append(f"{layer.name} (not int8)")
+        elif not np.array_equal(numpy_helper.to_array(held[name]), wanted):
+            differing.append(f"{layer.name} (other integers)")
+        elif not np.array_equal(numpy_helper.to_array(scales), scale):
+            differing.append(f"{layer.name} (other scales)")
+    if differing:
+        raise ExportError(
+            f"{len(differing)} of {len(spec.layers)} layers in the ONNX file are not what the QuantSpec says: {', '.join(differing[:5])}"
+        )
+    dynamic = sum(one.activations == "dynamic" for one in spec.layers)
+    if operators.get("MatMulInteger", 0) != dynamic or operators.get("DynamicQuantizeLinear", 0) != dynamic:
+        raise ExportError(f"{operators.get('MatMulInteger', 0)} MatMulInteger nodes in the ONNX file, the QuantSpec asks for {dynamic}")
+    static = [one for one in spec.layers if one.activations == "static"]
+    pairs = len(static) + sum(one.kind == "conv" for one in static)
+    if operators.get("QuantizeLinear", 0) != pairs:
+        raise ExportError(f"{operators.get('QuantizeLinear', 0)} QuantizeLinear nodes in the ONNX file, the QuantSpec asks for {pairs}")
+    return len(spec.layers)
+

@@ -1,0 +1,85 @@
+"""What a written TFLite file says of itself, held against the float file it was made from and the QuantSpec."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from device_agents.wire import TensorSpec
+from edgevit.errors import ExportError
+from edgevit.export import ReadBack, tflite
+from edgevit.quantspec import QuantSpec, quantize_weight
+
+if TYPE_CHECKING:
+    import torch
+
+_FLOAT32, _FLOAT16, _INT8 = 0, 1, 9
+
+
+def read_tflite(data: bytes, float_model: bytes, spec: QuantSpec, module: torch.nn.Module) -> ReadBack:
+    """Parse a TFLite file again and verify it against ``spec``; integers are those of the weights in ``float_model``.
+
+    Raises :class:`ExportError` for several subgraphs, custom operators, external buffers, another dtype than asked, and for
+    every layer whose integers are not those of the QuantSpec.
+    """
+    model = tflite.read_flatbuffer(data)
+    if len(model.subgraphs) != 1:
+        raise ExportError(f"the TFLite file has {len(model.subgraphs)} subgraphs, expected one")
+    graph = model.subgraphs[0]
+    names = tflite.op_names(model)
+    if "CUSTOM" in names:
+        raise ExportError("the TFLite file uses custom operators, expected built-in ones alone")
+    if any(getattr(buffer, "offset", 0) for buffer in model.buffers) and getattr(model, "externalBuffers", None):
+        raise ExportError("the TFLite file keeps weights outside itself; external data is refused")
+    if spec.float_bits == 16:
+        _verify_fp16(model)
+    count, notes = _verify_integers(data, float_model, spec, module)
+    operators = dict(sorted(Counter(names).items()))
+    return ReadBack(_io(graph, graph.inputs, "NCHW"), _io(graph, graph.outputs, ""), None, None, operators, count, notes)
+
+
+def _io(graph: Any, indices: Any, layout: str) -> TensorSpec:
+    if len(indices) != 1:
+        raise ExportError(f"the TFLite file has {len(indices)} {'inputs' if layout else 'outputs'}, expected one")
+    tensor = graph.tensors[indices[0]]
+    if tensor.type != _FLOAT32:
+        raise ExportError(f"{tensor.name.decode()} has TFLite type {tensor.type}, expected float32 at both ends")
+    return TensorSpec(tensor.name.decode(), "float32", tuple(int(d) for d in tensor.shape), layout)
+
+
+def _verify_integers(data: bytes, float_model: bytes, spec: QuantSpec, module: Any) -> tuple[int, tuple[str, ...]]:
+    import numpy as np
+
+    held = [op for op in tflite.matrix_ops(data) if op.weight_type == _INT8]
+    if len(held) != len(spec.layers):
+        raise ExportError(f"{len(held)} operators of the TFLite file hold int8 weights, the QuantSpec asks for {len(spec.layers)}")
+    if not spec.layers:
+        return 0, ()
+    asked = tflite.match_layers(float_model, spec, module)
+    by_name = {op.weight_name: op for op in held}
+    differing, folded = [], 0
+    for layer in spec.layers:
+        op = asked[layer.name]
+        axis = op.weight.ndim - 1 if op.kind == "DEPTHWISE_CONV_2D" else 0
+        wanted = np.moveaxis(quantize_weight(np.moveaxis(op.weight, axis, 0))[0], 0, axis)
+        there = by_name.get(op.weight_name)
+        # The quantizer divides in another order: a tie may round the other way, never further.
+        if there is None or np.abs(there.weight.astype(np.int16) - wanted.astype(np.int16)).max() > 1:
+            differing.append(layer.name)
+        folded += not np.array_equal(op.weight, tflite.weight_as_stored(module, layer))
+    if differing:
+        raise ExportError(
+            f"{len(differing)} of {len(spec.layers)} layers in the TFLite file are not what the QuantSpec says: {', '.join(differing[:5])}"
+        )
+    notes = (f"litert-torch folded the normalisation before {folded} layers into their weights",) if folded else ()
+    return len(held), notes
+
+
+def _verify_fp16(model: Any) -> None:
+    sizes: Counter[int] = Counter()
+    for tensor in model.subgraphs[0].tensors:
+        if len(tensor.shape) >= 2 and tflite.constant_of(model, tensor) is not None:
+            sizes[int(tensor.type)] += math.prod(int(d) for d in tensor.shape)
+    if sizes[_FLOAT16] < 0.8 * (sizes[_FLOAT32] + sizes[_FLOAT16]):
+        raise ExportError(f"fp16 was asked for; {sizes[_FLOAT32]:,} weights are float32 and {sizes[_FLOAT16]:,} float16")

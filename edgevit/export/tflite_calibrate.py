@@ -1,0 +1,64 @@
+"""Activation ranges on the tensors a TFLite file really has, since its converter moves factors between layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from device_agents.wire import Preprocessing, TensorSpec
+from edgevit.compress.calibrate import Watch, choose_ranges
+from edgevit.errors import ExportError, MissingExtra
+from edgevit.export.runtime import THREADS, prepare_input
+from edgevit.export.tflite import MatrixOp
+from edgevit.progress import Progress
+from edgevit.quantspec import QuantSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def observe_file(
+    model: bytes,
+    ops: Sequence[MatrixOp],
+    spec: QuantSpec,
+    pixels: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    on_progress: Progress,
+) -> dict[str, Any]:
+    """Tensor name → {"min", "max"} for the inputs and outputs of ``ops``, by the QuantSpec's method over its number of images."""
+    import numpy as np
+    import torch
+
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ModuleNotFoundError as e:
+        raise MissingExtra("ai-edge-litert", "tflite") from e
+    interpreter = Interpreter(model_content=model, num_threads=THREADS, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    detail = interpreter.get_input_details()[0]
+    shape = TensorSpec("input", "float32", tuple(int(d) for d in detail["shape"]), "NCHW")
+    batch = shape.shape[0]
+    images = pixels[: max(spec.calibration_images // batch * batch, batch)]
+    if len(images) < batch or not len(images):
+        raise ExportError(f"static int8 at batch {batch} needs at least {batch} calibration images, got {len(images)}")
+    generator = torch.Generator().manual_seed(0)
+    watches = {op.scope: Watch() for op in ops}
+    on_progress.start("calibrate-file", "calibrating the TFLite file", len(images), "images")
+    for start in range(0, len(images) - batch + 1, batch):
+        interpreter.set_tensor(detail["index"], prepare_input(images[start : start + batch], preprocessing, shape))
+        interpreter.invoke()
+        for op in ops:
+            x, y = (torch.from_numpy(interpreter.get_tensor(i)) for i in (op.input_index, op.output_index))
+            watches[op.scope].look(op.weight_name, x, y, generator)
+        on_progress.advance("calibrate-file", start + batch)
+    on_progress.finish("calibrate-file", f"{len(ops)} operators calibrated on {len(images)} images")
+    ranges: dict[str, Any] = {}
+    for op in ops:
+        weight = torch.from_numpy(op.weight.copy()) if op.kind == "FULLY_CONNECTED" else None
+        chosen = choose_ranges(watches[op.scope], weight, spec.ranges)
+        for tensor, (low, high) in ((op.input, chosen.input), (op.output, chosen.output)):
+            if tensor in ranges:  # Two operators that share a tensor share its range: the wider one clips nothing.
+                low, high = min(low, float(ranges[tensor]["min"].min())), max(high, float(ranges[tensor]["max"].max()))
+            ranges[tensor] = {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
+    return ranges
