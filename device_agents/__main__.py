@@ -26,6 +26,14 @@ class Start:
     arguments: Tuple[str, ...]
 
 
+def _probe(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.probe import collect_facts
+    from device_agents.wire import encode
+
+    with console.heartbeat():
+        return encode(collect_facts(store, start.agent_sha256, "--quick" in start.arguments, lambda message: None))
+
+
 def _have(start: Start, store: Any, console: Any) -> Any:
     from device_agents.install import have
 
@@ -68,7 +76,68 @@ def _gc(start: Start, store: Any, console: Any) -> Any:
     return collect_garbage(store, console)
 
 
+def _submit(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.spool import submit
+
+    return submit(store, console, start.agent_sha256)
+
+
+def _serve(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.serve import serve_once
+
+    with console.heartbeat():
+        return serve_once(store, start.agent_sha256)
+
+
+def _follow(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.spool import follow
+
+    return follow(store, console, start.agent_sha256, _run_id(start))
+
+
+def _ack(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.spool import acknowledge
+
+    return acknowledge(store, _run_id(start))
+
+
+def _run_id(start: Start) -> str:
+    from device_agents.errors import Refused
+
+    if len(start.arguments) != 1:
+        raise Refused("bad-request", "expected one run id, got {} arguments".format(len(start.arguments)))
+    return start.arguments[0]
+
+
+def _waiting(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.spool import waiting
+
+    return waiting(store)
+
+
+def _predict(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.job import predict
+
+    header = console.read_json("predict")
+    payload = console.read_exactly(header.get("bytes") if isinstance(header, dict) else None, "predict")
+    with console.heartbeat():
+        return predict(store, start.agent_sha256, header, payload, lambda message: None)
+
+
+def _provision(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.provision import provision
+
+    return provision(store, console, start.agent_sha256)
+
+
+def _unprovision(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.provision import unprovision
+
+    return unprovision(store, console)
+
+
 COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
+    "probe": _probe,
     "have": _have,
     "install": _install,
     "activate": _activate,
@@ -76,6 +145,14 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
     "allow": _allow,
     "signers": _signers,
     "gc": _gc,
+    "submit": _submit,
+    "serve": _serve,
+    "follow": _follow,
+    "ack": _ack,
+    "waiting": _waiting,
+    "predict": _predict,
+    "provision": _provision,
+    "unprovision": _unprovision,
 }
 
 
@@ -88,7 +165,7 @@ def main(argv: List[str]) -> int:
     if argv[2] == "worker":
         from device_agents.worker import serve_request
 
-        return serve_request()
+        return int(serve_request())
     from device_agents.console import Console, HostGone
     from device_agents.errors import Refused
     from device_agents.store import Store

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, Optional, Set
 
 from device_agents import wire
+from device_agents.clock import utc_now
 from device_agents.console import Console
 from device_agents.errors import Refused
 from device_agents.install import artifact_of, locked_blobs, verify_installed
@@ -28,12 +29,6 @@ class ActiveState:
 
     active: wire.Active
     previous: Optional[wire.Active]
-
-
-def utc_now() -> str:
-    """This moment, as ``2026-01-31T12:00:00.123Z``."""
-    now = time.time_ns()
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + ".{:03d}Z".format(now // 10**6 % 1000)
 
 
 def read_active(store: Store) -> Optional[ActiveState]:

@@ -105,11 +105,24 @@ class Console:
             raise Refused("bad-request", str(e)) from e
 
     def read_some(self, at_most: int, what: str, idle_s: Optional[float] = None) -> bytes:
-        """One to ``at_most`` bytes, ``b""`` at the end of input; :class:`Refused` ``interrupted`` after ``idle_s`` of silence."""
+        """One to ``at_most`` bytes, ``b""`` at the end of input; ``interrupted`` after ``idle_s`` seconds of silence."""
         if self._pending:
             chunk, self._pending = self._pending[:at_most], self._pending[at_most:]
             return chunk
         return self._read(idle_s, what, at_most)
+
+    def read_exactly(self, size: Any, what: str, max_bytes: int = 256 * 1024 * 1024) -> bytes:
+        """``size`` bytes, or :class:`Refused`: ``bad-request`` for a size out of range, ``interrupted`` when fewer come."""
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= max_bytes:
+            raise Refused("bad-request", "{}: {!r} is not a size from 1 to {:,} bytes".format(what, size, max_bytes))
+        parts, left = [], size
+        while left:
+            chunk = self.read_some(left, what, 60.0)
+            if not chunk:
+                raise Refused("interrupted", "{}: the host stopped {:,} bytes before the end".format(what, left))
+            parts.append(chunk)
+            left -= len(chunk)
+        return b"".join(parts)
 
     def _read(self, idle_s: Optional[float], what: str, at_most: int = CHUNK) -> bytes:
         if idle_s is not None and not select.select([self._in], [], [], idle_s)[0]:

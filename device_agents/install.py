@@ -1,4 +1,4 @@
-"""``have`` and ``install``: bundles arrive on standard input, are hashed while they arrive, and appear at once or not at all."""
+"""``have`` and ``install``: bundles arrive on standard input, are hashed meanwhile, and appear at once or not at all."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ def load_backend(runtime: str) -> Any:
     except ImportError as e:
         raise Refused("no-numpy", "numpy cannot be imported: {}".format(e), "edgevit target provision") from e
     if runtime == "onnxruntime":
-        from device_agents.runtimes import onnx
+        from device_agents.runtimes.onnx import OnnxBackend
 
-        return onnx.Backend()
+        return OnnxBackend()
     if runtime in ("litert", "tflite-runtime"):
-        from device_agents.runtimes import tflite
+        from device_agents.runtimes.tflite import TfliteBackend
 
-        return tflite.Backend(runtime, str(numpy.__version__))
+        return TfliteBackend(runtime, str(numpy.__version__))
     raise Refused("no-runtime", "{!r} is not a runtime this agent knows".format(runtime))

@@ -1,4 +1,4 @@
-"""A tiny signed bundle and a real agent process to feed it to, without torch: for tests of the agent and of what talks to it."""
+"""A tiny signed bundle and a real agent process to feed it to, without torch: for tests of the agent and its hosts."""
 
 from __future__ import annotations
 

@@ -1,0 +1,137 @@
+"""The timed loop and what is read around it. Nothing here knows a runtime."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, List, Optional, Tuple
+
+from device_agents import wire
+from device_agents.boards.generic import read_text
+
+MB = 1e6
+FOREIGN_CPU_AFTER_S = 0.5
+"""The kernel counts CPU time in ticks of 10 ms a CPU: over less than this, the load of others drowns in rounding."""
+
+
+def time_calls(
+    call: Callable[[Any], Any], x: Any, min_calls: int, min_seconds: float, max_seconds: float, alive: Callable[[int], None]
+) -> Tuple[int, ...]:
+    """Call ``call(x)`` until both lower bounds are reached, or ``max_seconds``; each call's time in ns.
+
+    ``alive`` is told the number of calls about once a second, between two of them and outside the timed region. The garbage
+    collector rests meanwhile: a collection in the middle of a call is no property of the model.
+    """
+    clock = time.perf_counter_ns
+    samples: List[int] = []
+    start = said = clock()
+    shortest, longest = int(min_seconds * 1e9), int(max_seconds * 1e9)
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        while True:
+            now = clock()
+            spent = now - start
+            if (len(samples) >= min_calls and spent >= shortest) or (samples and spent >= longest):
+                return tuple(samples)
+            if now - said >= 1_000_000_000:
+                said = now
+                alive(len(samples))
+            before = clock()
+            call(x)
+            after = clock()
+            samples.append(after - before)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def warm_up(call: Callable[[Any], Any], x: Any, plan: wire.RunPlan, alive: Callable[[int], None]) -> Tuple[int, ...]:
+    """Untimed for the result, yet kept: how long a model takes to settle is worth seeing."""
+    if plan.warmup_iterations == 0 and plan.warmup_seconds == 0:
+        return ()
+    bound = max(plan.max_seconds, plan.warmup_seconds)
+    return time_calls(call, x, plan.warmup_iterations, plan.warmup_seconds, bound, alive)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Counters of the kernel at one moment; differences of two say what happened between them."""
+
+    monotonic_ns: int
+    wall_ns: int
+    own_cpu_s: float
+    busy_cpu_s: Optional[float]
+    swapped_pages: Optional[int]
+
+
+def read_moment() -> Moment:
+    return Moment(
+        monotonic_ns=time.monotonic_ns(),
+        wall_ns=time.time_ns(),
+        own_cpu_s=time.process_time(),
+        busy_cpu_s=parse_busy_cpu(read_text(_proc("stat")) or "", os.sysconf("SC_CLK_TCK")),
+        swapped_pages=parse_swapped_pages(read_text(_proc("vmstat")) or ""),
+    )
+
+
+@dataclass(frozen=True)
+class Between:
+    """What happened between two moments, in the terms of :class:`~device_agents.wire.Series`."""
+
+    own_cpu: Optional[float]
+    foreign_cpu: Optional[float]
+    swapped_pages: Optional[int]
+    clock_step_ms: float
+
+
+def compare_moments(a: Moment, b: Moment) -> Between:
+    """Cores kept busy by this process and by others, pages swapped, and how far the wall clock was set."""
+    seconds = max(b.monotonic_ns - a.monotonic_ns, 1) / 1e9
+    own = (b.own_cpu_s - a.own_cpu_s) / seconds
+    foreign = None
+    if a.busy_cpu_s is not None and b.busy_cpu_s is not None and seconds >= FOREIGN_CPU_AFTER_S:
+        foreign = max((b.busy_cpu_s - a.busy_cpu_s) / seconds - own, 0.0)
+    swapped = None
+    if a.swapped_pages is not None and b.swapped_pages is not None:
+        swapped = max(b.swapped_pages - a.swapped_pages, 0)
+    step = ((b.wall_ns - a.wall_ns) - (b.monotonic_ns - a.monotonic_ns)) / 1e6
+    return Between(own_cpu=max(own, 0.0), foreign_cpu=foreign, swapped_pages=swapped, clock_step_ms=step)
+
+
+def parse_busy_cpu(stat: str, ticks_per_s: int) -> Optional[float]:
+    """``/proc/stat`` → CPU seconds spent on anything but idling and waiting (proc(5): user nice system idle iowait irq …)."""
+    first = stat.split("\n", 1)[0].split()
+    if len(first) < 5 or first[0] != "cpu":
+        return None
+    values = [int(v) for v in first[1:9]]
+    return (sum(values) - values[3] - (values[4] if len(values) > 4 else 0)) / ticks_per_s
+
+
+def parse_swapped_pages(vmstat: str) -> Optional[int]:
+    """``/proc/vmstat`` → pages swapped in and out since boot."""
+    found = [int(line.split()[1]) for line in vmstat.splitlines() if line.startswith(("pswpin ", "pswpout "))]
+    return sum(found) if len(found) == 2 else None
+
+
+def resident_mb() -> Optional[float]:
+    """This process's resident memory in MB (10⁶ bytes)."""
+    text = read_text(_proc("self/statm"))
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB if text else None
+
+
+def peak_mb() -> Optional[float]:
+    """The most this process ever had resident (``VmHWM``), in MB."""
+    for line in (read_text(_proc("self/status")) or "").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / MB
+    return None
+
+
+def _proc(name: str) -> Any:
+    from pathlib import Path
+
+    return Path("/proc") / name

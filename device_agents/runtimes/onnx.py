@@ -1,0 +1,157 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Iterator, List, Tuple
+
+from device_agents import wire
+from device_agents.errors import Refused, printable
+from device_agents.runtimes import Session
+
+# Relu over (1, 4) float32, "x" → "y", IR 7 and opset 13, made once with onnx 1.23.2:
+#   helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "proof", [x], [y]),
+#                     opset_imports=[helper.make_opsetid("", 13)], ir_version=7, producer_name="edgevit")
+PROOF_MODEL = base64.b64decode(
+    "CAcSB2VkZ2V2aXQ6PwoMCgF4EgF5IgRSZWx1EgVwcm9vZloTCgF4Eg4KDAgBEggKAggBCgIIBGITCgF5Eg4KDAgBEggKAggBCgIIBEIECgAQDQ=="
+)
+
+COMPANIONS = {
+    "TensorrtExecutionProvider": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "CUDAExecutionProvider": ["CPUExecutionProvider"],
+}
+"""Providers that ONNX Runtime needs beside the one asked for, for the shape arithmetic of every graph."""
+
+
+class OnnxBackend:
+    """Raises ``no-runtime`` on construction where onnxruntime cannot be imported."""
+
+    def __init__(self) -> None:
+        try:
+            import onnxruntime
+        except Exception as e:
+            raise Refused("no-runtime", "onnxruntime cannot be imported: {}: {}".format(type(e).__name__, e)) from e
+        self._ort: Any = onnxruntime
+
+    def version(self) -> str:
+        return str(self._ort.__version__)
+
+    def providers(self) -> Tuple[str, ...]:
+        """What this build was compiled with; says nothing about what works here."""
+        return tuple(self._ort.get_available_providers())
+
+    def prove(self, provider: str) -> None:
+        """One real inference through ``provider``. Raises :class:`Refused`."""
+        import numpy as np
+
+        session = self._open(PROOF_MODEL, provider, 1, alone=True)
+        (got,) = session.run(["y"], {"x": np.array([[-1, 0, 2, 3]], np.float32)})
+        if got.tolist() != [[0.0, 0.0, 2.0, 3.0]]:
+            raise Refused("provider-mismatch", "{} computes Relu(-1, 0, 2, 3) as {}".format(provider, got.tolist()))
+
+    def load(self, model: bytes, provider: str, threads: int, artifact: wire.Artifact) -> Session:
+        """Load from bytes. Raises ``worker-failed``, ``provider-missing`` or ``provider-mismatch``."""
+        refuse_external_data(model)
+        session = self._open(model, provider, threads)
+        names, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
+        if names != [artifact.input.name] or artifact.output.name not in outputs:
+            raise Refused(
+                "worker-failed",
+                "the file has inputs {} and outputs {}, the manifest says {!r} and {!r}".format(
+                    names, outputs, artifact.input.name, artifact.output.name
+                ),
+            )
+        wanted, fed = [artifact.output.name], artifact.input.name
+        return Session(session.get_providers()[0], lambda x: session.run(wanted, {fed: x})[0])
+
+    def _open(self, model: bytes, provider: str, threads: int, alone: bool = False) -> Any:
+        if provider not in self.providers():
+            raise Refused(
+                "provider-missing",
+                "onnxruntime {} has {}, not {}".format(self.version(), ", ".join(self.providers()), provider),
+            )
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        companions = [] if alone else COMPANIONS.get(provider, [])
+        if alone and provider != "CPUExecutionProvider":
+            # Else a provider that takes no operator "works": everything runs on the CPU behind its name.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            session = self._ort.InferenceSession(model, options, providers=[provider] + companions)
+        except Exception as e:
+            raise Refused(
+                "worker-failed", "onnxruntime {} cannot load the model: {}".format(self.version(), printable(str(e)))
+            ) from e
+        session.disable_fallback()
+        if session.get_providers()[0] != provider:
+            raise Refused(
+                "provider-mismatch", "asked for {}, onnxruntime gave {}".format(provider, ", ".join(session.get_providers()))
+            )
+        return session
+
+
+# Field numbers of onnx.proto3 along which a TensorProto can lie: message → field → message.
+_TREE = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+
+
+def refuse_external_data(model: bytes) -> None:
+    """Raises ``worker-failed`` where any tensor of an ONNX file lies in another file (CVE-2022-25882 and its kin).
+
+    Reads the protobuf itself: the onnx package is not on devices, and a runtime would open the other file by its name.
+    """
+    stack: List[Tuple[str, memoryview]] = [("model", memoryview(model))]
+    while stack:
+        kind, data = stack.pop()
+        for number, value in _fields(data):
+            if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value == 1)):
+                raise Refused(
+                    "worker-failed", "the ONNX file keeps tensors in another file, which is refused", "build it again"
+                )
+            inner = _TREE[kind].get(number)
+            if inner and isinstance(value, memoryview):
+                stack.append((inner, value))
+
+
+def _fields(data: memoryview) -> Iterator[Tuple[int, Any]]:
+    """(field number, value) of one protobuf message: bytes as a view, varints as int, the rest as None."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        value: Any = None
+        if kind == 0:
+            value, at = _varint(data, at)
+        elif kind == 2:
+            size, at = _varint(data, at)
+            value, at = data[at : at + size], at + size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise Refused("worker-failed", "the ONNX file is not a protobuf message")
+        if at > len(data):
+            raise Refused("worker-failed", "the ONNX file is cut short")
+        yield key >> 3, value
+
+
+def _varint(data: memoryview, at: int) -> Tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise Refused("worker-failed", "the ONNX file is cut short")
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return value, at

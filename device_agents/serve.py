@@ -1,0 +1,152 @@
+"""The server: works the queue oldest first, one job at a time on the whole machine, and leaves each result in the spool.
+
+Three locks, all released by the kernel when their holder dies: ``ROOT/lock`` for the one server of a root, and an abstract
+Unix socket for the one timed job of a machine (or network namespace), whoever's root it comes from. Numpy and the runtimes
+are never imported here: they live and die in workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+import traceback
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+from device_agents import wire
+from device_agents.clock import utc_now
+from device_agents.errors import Refused, printable
+from device_agents.job import JobWorker
+from device_agents.probe import collect_facts
+from device_agents.spool import PartWriter, count_attempts
+from device_agents.store import Store
+
+DEVICE_LOCK = b"\0edgevit-device-lock"
+MAX_ATTEMPTS = 3
+
+
+def serve_once(store: Store, agent_sha256: str) -> Dict[str, Any]:
+    """Work until the queue is empty. Another server at work is no error: the queue is in its hands."""
+    store.create()
+    done = 0
+    while True:
+        lock = _take_server_lock(store)
+        if lock is None:
+            return {"served": done}
+        try:
+            store.clean_temporaries()
+            while True:
+                run_id = next(iter(store.queued()), None)
+                if run_id is None:
+                    break
+                _work(store, agent_sha256, run_id)
+                done += 1
+        finally:
+            os.close(lock)
+        # A job queued between the last look and the release would wait for nobody: look once more without the lock.
+        if not store.queued():
+            return {"served": done}
+
+
+def _take_server_lock(store: Store) -> Optional[int]:
+    """Tries a while: others take the lock for an instant to see whether a server is there."""
+    for _ in range(20):
+        lock = store.try_lock_server()
+        if lock is not None:
+            return lock
+        time.sleep(0.02)
+    return None
+
+
+def _work(store: Store, agent_sha256: str, run_id: str) -> None:
+    """One queue file → one ``.run`` file, whatever happens in between."""
+    if os.path.lexists(str(store.spool_path(run_id, "run"))) or os.path.lexists(str(store.spool_path(run_id, "acked"))):
+        _forget(store, run_id)  # the server was killed between the result and this
+        return
+    attempts = count_attempts(store, run_id)
+    part = PartWriter(store, run_id)
+    try:
+        job, problem = _read_job(store, run_id)
+        if job is None:
+            # Submitting checks jobs, so this file was damaged here; there is no job that a Run could carry.
+            part.progress("series", 0, 1, "", "the job file is damaged: {}".format(problem))
+            store.remove(store.queue_path(run_id))
+            return
+        if attempts >= MAX_ATTEMPTS:
+            reason = "the server died {} times in the middle of this run; what those attempts measured is lost".format(attempts)
+            run = _without_measurements(store, agent_sha256, job, "interrupted", reason, attempts)
+        else:
+            part.write({"type": "attempt", "attempt": attempts + 1, "at": utc_now()})
+            if attempts:
+                text = "starting again, attempt {} of {}: the server died before".format(attempts + 1, MAX_ATTEMPTS)
+                part.progress("waiting", 0, 1, "", text)
+            run = _attempt(store, agent_sha256, job, part, attempts + 1)
+        store.write(store.spool_path(run_id, "run"), wire.dumps(run))
+    finally:
+        part.close()
+    _forget(store, run_id)
+
+
+def _forget(store: Store, run_id: str) -> None:
+    store.remove(store.queue_path(run_id))
+    store.remove(store.spool_path(run_id, "part"))
+
+
+def _read_job(store: Store, run_id: str) -> Tuple[Optional[wire.Job], str]:
+    data = store.read(store.queue_path(run_id), wire.MAX_JOB_BYTES) or b""
+    try:
+        return wire.loads(wire.Job, data, "job", wire.MAX_JOB_BYTES), ""
+    except wire.WireError as e:
+        return None, str(e)
+
+
+def _attempt(store: Store, agent_sha256: str, job: wire.Job, part: PartWriter, attempt: int) -> wire.Run:
+    try:
+        with device_lock(part):
+            return JobWorker(store, agent_sha256, job, part, attempt).work()
+    except Refused as e:
+        return _without_measurements(store, agent_sha256, job, "failed", "{}: {}".format(e.code, e), attempt)
+    except Exception:  # noqa: BLE001 - mapping edge: the host must learn of a defect here instead of waiting for ever
+        return _without_measurements(
+            store, agent_sha256, job, "failed", "defect of the agent: {}".format(traceback.format_exc()[-3000:]), attempt
+        )
+
+
+def _without_measurements(store: Store, agent_sha256: str, job: wire.Job, status: str, reason: str, attempt: int) -> wire.Run:
+    now = utc_now()
+    return wire.Run(
+        schema=wire.RUN_SCHEMA,
+        job=job,
+        status=status,
+        reason=printable(reason)[:4000],
+        attempt=attempt,
+        started_at=now,
+        ended_at=now,
+        facts=collect_facts(store, agent_sha256, True, lambda message: None),
+        governor=None,
+        measurements=(),
+    )
+
+
+@contextlib.contextmanager
+def device_lock(part: PartWriter) -> Iterator[None]:
+    """One timed job on this machine at a time, over all roots and users; says so while it waits."""
+    said = False
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        while True:
+            try:
+                lock.bind(DEVICE_LOCK)
+                break
+            except OSError as e:
+                if e.errno != errno.EADDRINUSE:
+                    raise Refused("io-error", "taking the device's lock: {}".format(e)) from e
+            if not said:
+                part.progress("waiting", 0, 1, "", "another job is being measured on this device")
+                said = True
+            time.sleep(0.2)
+        yield
+    finally:
+        lock.close()

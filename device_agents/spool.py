@@ -1,0 +1,205 @@
+"""Jobs in, results out, exactly once: ``submit follow ack waiting`` and the files behind them.
+
+A run is ``queue/ID.json`` until its result is on the disk, ``spool/ID.part`` while it runs, ``spool/ID.run`` until the host
+says that it has it, and ``spool/ID.acked`` ever after, so that nothing is measured or brought home twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from device_agents import wire
+from device_agents.clock import utc_now
+from device_agents.console import Console
+from device_agents.errors import Refused, refuse_os_error
+from device_agents.store import Store, sync_folder
+from device_agents.supervise import agent_argv
+
+POLL_S = 0.1
+RESTART_AFTER_S = 1.0
+"""A server needs a moment between being started and holding its lock."""
+
+MAX_STARTS = 20
+"""So often ``follow`` starts a server that does not take the job, before it says that something is wrong."""
+
+
+class PartWriter:
+    """Appends to ``spool/ID.part``; each line is on the disk when :meth:`write` returns."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        path = store.spool_path(run_id, "part")
+        try:
+            self._fd = os.open(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            size = os.fstat(self._fd).st_size
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":
+                os.write(self._fd, b"\n")  # its writer was killed in the middle of a line
+            sync_folder(path.parent)
+        except OSError as e:
+            raise refuse_os_error(e, "opening {}".format(path)) from e
+
+    def write(self, message: Dict[str, Any]) -> None:
+        try:
+            os.write(self._fd, json.dumps(message, separators=(",", ":")).encode("utf-8") + b"\n")
+            os.fsync(self._fd)
+        except OSError as e:
+            raise refuse_os_error(e, "writing progress") from e
+
+    def progress(self, stage: str, done: int, total: int, unit: str, text: str) -> None:
+        self.write({"type": "progress", "stage": stage, "done": done, "total": total, "unit": unit, "text": text})
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def count_attempts(store: Store, run_id: str) -> int:
+    """How often a server has begun this run."""
+    data = store.read(store.spool_path(run_id, "part"), wire.MAX_RUN_BYTES) or b""
+    return sum(1 for line in _whole_lines(data) if _parse(line).get("type") == "attempt")
+
+
+def submit(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any]:
+    """Queue a job unless its run is known already, and see to it that a server is at work."""
+    line = console.read_line(wire.MAX_JOB_BYTES, "submit")
+    try:
+        job = wire.loads(wire.Job, line, "job", wire.MAX_JOB_BYTES)
+    except wire.WireError as e:
+        raise Refused("bad-job", str(e)) from e
+    store.create()
+    known = _state(store, job.run_id) is not None
+    if not known:
+        store.write(store.queue_path(job.run_id), wire.dumps(job))
+    if _state(store, job.run_id) in ("queued", "running"):
+        ensure_server(store, agent_sha256)
+    return {"run_id": job.run_id, "queued": not known}
+
+
+def ensure_server(store: Store, agent_sha256: str) -> bool:
+    """Start a detached server unless one holds the lock; whether one was started."""
+    lock = store.try_lock_server()
+    if lock is None:
+        return False
+    os.close(lock)
+    try:
+        log = os.open(str(store.log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            subprocess.Popen(
+                agent_argv(sys.executable, agent_sha256, store, "serve", "--once"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+        finally:
+            os.close(log)
+    except OSError as e:
+        raise refuse_os_error(e, "starting the server") from e
+    return True
+
+
+def _state(store: Store, run_id: str) -> Optional[str]:
+    """acked, done, running, queued, or None where the run is not known."""
+    if _exists(store.spool_path(run_id, "acked")):
+        return "acked"
+    if _exists(store.spool_path(run_id, "run")):
+        return "done"
+    if _exists(store.queue_path(run_id)):
+        return "running" if _exists(store.spool_path(run_id, "part")) else "queued"
+    return None
+
+
+def _exists(path: Path) -> bool:
+    return os.path.lexists(str(path))
+
+
+def follow(store: Store, console: Console, agent_sha256: str, run_id: str) -> None:
+    """Stream a run's progress and write its result line, from whatever moment on."""
+    offset, starts, checked, unattended = 0, 0, 0.0, False
+    while True:
+        # The state is read before the progress: whatever the server wrote before it finished is then seen below.
+        state = _state(store, run_id)
+        if state == "acked":
+            raise Refused("no-such-run", "run {} came home already and was acknowledged".format(run_id))
+        if state is None:
+            raise Refused("no-such-run", "this device knows no run {}".format(run_id), "edgevit bench submits one")
+        offset = _stream_part(store, console, run_id, offset)
+        if state == "done":
+            data = store.read(store.spool_path(run_id, "run"), wire.MAX_RUN_BYTES)
+            if data is not None:
+                console.emit_line(b'{"type":"result","value":' + data.strip() + b"}")
+                return
+            continue
+        if time.monotonic() - checked >= RESTART_AFTER_S:
+            checked = time.monotonic()
+            if ensure_server(store, agent_sha256):
+                starts += 1
+                unattended = True
+            elif unattended:
+                starts, unattended = 0, False
+            if starts >= MAX_STARTS:
+                raise Refused("io-error", "the server ends without taking run {}: {}".format(run_id, _log_tail(store)))
+        console.alive()
+        time.sleep(POLL_S)
+
+
+def _log_tail(store: Store) -> str:
+    return (store.read(store.log_path, 64 * 1024 * 1024) or b"")[-2000:].decode("utf-8", "replace").strip() or "no log"
+
+
+def _stream_part(store: Store, console: Console, run_id: str, offset: int) -> int:
+    """Pass on the whole lines from ``offset`` on; the new offset."""
+    try:
+        fd = store.open_regular(store.spool_path(run_id, "part"))
+    except FileNotFoundError:
+        return offset
+    with os.fdopen(fd, "rb") as f:
+        f.seek(offset)
+        data = f.read()
+    end = data.rfind(b"\n") + 1
+    for line in _whole_lines(data[:end]):
+        message = _parse(line)
+        if message.get("type") == "progress":
+            console.emit(message)
+    return offset + end
+
+
+def _whole_lines(data: bytes) -> List[bytes]:
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+def _parse(line: bytes) -> Dict[str, Any]:
+    """A line of a part; one that a killed server left torn says nothing."""
+    try:
+        message = json.loads(line.decode("utf-8"))
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def acknowledge(store: Store, run_id: str) -> Dict[str, Any]:
+    """The host has stored the run: only the mark stays. False where that was said before."""
+    state = _state(store, run_id)
+    if state == "acked":
+        store.remove(store.spool_path(run_id, "run"))  # killed between the mark and the removal
+        return {"acknowledged": False}
+    if state != "done":
+        raise Refused("no-such-run", "run {} has no result to acknowledge (state: {})".format(run_id, state or "unknown"))
+    store.write(store.spool_path(run_id, "acked"), json.dumps({"acknowledged_at": utc_now()}).encode("utf-8"))
+    store.remove(store.spool_path(run_id, "run"))
+    return {"acknowledged": True}
+
+
+def waiting(store: Store) -> Dict[str, Any]:
+    """Runs that are queued, running, or done and not yet acknowledged."""
+    found: List[Dict[str, str]] = []
+    for run_id in store.queued() + store.spooled():
+        state = _state(store, run_id)
+        if state in ("queued", "running", "done") and all(r["run_id"] != run_id for r in found):
+            found.append({"run_id": run_id, "state": state})
+    return {"runs": found}

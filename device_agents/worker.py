@@ -1,0 +1,291 @@
+"""A fresh process for each series: load, check, warm up, time. One JSON request on standard input, JSON lines back.
+
+Standard output is moved away before a runtime is loaded, so whatever a runtime prints goes to standard error and cannot
+spoil the protocol. Standard input stays open until the server ends the worker; when it closes, the server is gone and the
+worker ends at once instead of heating the board for nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from device_agents import measure, wire
+from device_agents.clock import utc_now
+from device_agents.errors import Refused, printable
+from device_agents.pixels import batches, load_images, parse_npy, prepare
+from device_agents.store import Store
+
+KINDS = ("prove", "series", "accuracy", "predict")
+EXIT_SERVER_GONE = 70
+
+
+@dataclass(frozen=True)
+class WorkRequest:
+    """What a worker is to do. ``prove`` needs a runtime, the others a variant of an installed, verified bundle."""
+
+    kind: str = wire.text(choices=KINDS)
+    root: str = wire.text(max_len=4096)
+    runtime: str = wire.text(choices=wire.RUNTIMES, default="onnxruntime")
+    provider: str = wire.text(max_len=120, default="")
+    variant: Optional[wire.Variant] = None
+    artifact: Optional[wire.Artifact] = None
+    preprocessing: Optional[wire.Preprocessing] = None
+    golden: Optional[wire.GoldenInputs] = None
+    evaluation: Optional[wire.EvaluationSet] = None
+    labels: Optional[wire.Blob] = None
+    plan: Optional[wire.RunPlan] = None
+    process: int = wire.number(0, 100_000, default=0)
+    count: int = wire.number(0, 1_000_000, default=0)
+    bytes: int = wire.number(0, wire.MAX_BLOB_BYTES, default=0)
+
+
+Say = Callable[[Dict[str, Any]], None]
+
+
+def serve_request() -> int:
+    """Read the request, do it, end. Exit status 0 after a ``result``, 10 after a ``refusal``."""
+    out = os.dup(1)
+    os.dup2(2, 1)
+
+    def say(message: Dict[str, Any]) -> None:
+        data = memoryview(json.dumps(message, separators=(",", ":"), allow_nan=False).encode("utf-8") + b"\n")
+        while data:
+            data = data[os.write(out, data) :]
+
+    source = os.fdopen(os.dup(0), "rb")
+    try:
+        request = wire.loads(WorkRequest, source.readline(wire.MAX_MANIFEST_BYTES), "work", wire.MAX_MANIFEST_BYTES)
+        pixels = source.read(request.bytes) if request.bytes else b""
+        threading.Thread(target=_end_with_server, args=(source,), daemon=True).start()
+        say({"type": "result", "value": _TASKS[request.kind](request, say, pixels)})
+        return 0
+    except Refused as e:
+        say({"type": "refusal", "refusal": wire.encode(e.to_wire())})
+        return 10
+    except (wire.WireError, MemoryError) as e:
+        text = "out of memory" if isinstance(e, MemoryError) else str(e)
+        say({"type": "refusal", "refusal": wire.encode(Refused("worker-failed", printable(text)).to_wire())})
+        return 10
+
+
+def _end_with_server(source: Any) -> None:
+    source.read()
+    os._exit(EXIT_SERVER_GONE)
+
+
+# ---- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def _prove(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
+    """One runtime's version, its compiled-in providers, and whether ``provider`` (or the first of the CPU) really works."""
+    from device_agents.runtimes import load_backend
+
+    backend = load_backend(request.runtime)
+    import numpy
+
+    try:
+        backend.prove(request.provider)
+        proof = {"proven": True, "detail": ""}
+    except Refused as e:
+        proof = {"proven": False, "detail": str(e)[:4000]}
+    return {
+        "version": backend.version(),
+        "numpy": str(numpy.__version__),
+        "python": "{}.{}.{}".format(*sys.version_info[:3]),
+        "providers": list(backend.providers()),
+        "proof": proof,
+    }
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    run: Callable[[Any], Any]
+    provider: str
+    version: str
+    init_time_ns: int
+    memory_before_mb: Optional[float]
+    memory_after_mb: Optional[float]
+
+
+def _load(request: WorkRequest) -> _Loaded:
+    """Import the runtime, then time reading and loading the model alone."""
+    from device_agents.runtimes import check_scheme, load_backend
+
+    variant, artifact = _need(request.variant), _need(request.artifact)
+    check_scheme(variant.runtime, artifact.scheme)
+    backend = load_backend(variant.runtime)
+    version = backend.version()
+    before = measure.resident_mb()
+    start = time.perf_counter_ns()
+    session = backend.load(Store(Path(request.root)).read_blob(artifact.blob), variant.provider, variant.threads, artifact)
+    init_time = time.perf_counter_ns() - start
+    if session.provider != variant.provider:
+        raise Refused("provider-mismatch", "asked for {}, got {}".format(variant.provider, session.provider))
+    return _Loaded(session.run, session.provider, version, init_time, before, measure.resident_mb())
+
+
+def _need(value: Any) -> Any:
+    if value is None:
+        raise Refused("worker-failed", "the request lacks a part that this kind of work needs")
+    return value
+
+
+def _run(loaded: _Loaded, x: Any) -> Any:
+    """One inference; whatever the runtime raises becomes ``worker-failed``."""
+    try:
+        return loaded.run(x)
+    except Exception as e:
+        raise Refused("worker-failed", "the runtime failed: {}: {}".format(type(e).__name__, printable(str(e))[:4000])) from e
+
+
+def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
+    """One series: see :class:`~device_agents.wire.Series`. Raises ``golden-mismatch`` before anything is timed."""
+    import numpy as np
+
+    from device_agents.golden import compare
+
+    store, plan, artifact = Store(Path(request.root)), _need(request.plan), _need(request.artifact)
+    golden, preprocessing = _need(request.golden), _need(request.preprocessing)
+    started_at = utc_now()
+    images = load_images(store, golden.blob, golden.count, preprocessing, "the golden images")
+    recorded = parse_npy(store.read_blob(artifact.golden.blob), "the golden outputs")
+    parts = [prepare(images[index], preprocessing, artifact.input) for index, _ in batches(golden.count, artifact.batch)]
+    loaded = _load(request)
+    start = time.perf_counter_ns()
+    first = _run(loaded, parts[0])
+    first_ns = time.perf_counter_ns() - start
+    outputs = [first] + [_run(loaded, part) for part in parts[1:]]
+    flat = np.concatenate([np.asarray(o, np.float32).reshape(artifact.batch, -1) for o in outputs])[: golden.count]
+    result = compare(flat, recorded, artifact.golden.tolerance)
+    if not result.passed:
+        raise Refused(
+            "golden-mismatch",
+            "{} on {} {} does not give the outputs recorded when it was built: {}".format(
+                artifact.name, _need(request.variant).runtime, loaded.version, result.reason
+            ),
+            "build the bundle again, or leave this runtime to other artifacts",
+        )
+    x, label = parts[0], "series {}".format(request.process + 1)
+    del parts, outputs, flat, images
+
+    def alive(calls: int) -> None:
+        say({"type": "progress", "stage": "series", "done": calls, "total": plan.min_samples, "unit": "samples", "text": label})
+
+    warm = measure.warm_up(loaded.run, x, plan, alive)
+    say({"type": "timing-begins"})
+    begin = measure.read_moment()
+    samples = measure.time_calls(loaded.run, x, plan.min_samples, plan.min_seconds, plan.max_seconds, alive)
+    between = measure.compare_moments(begin, measure.read_moment())
+    say({"type": "timing-ends"})
+    after = measure.resident_mb()
+    series = wire.Series(
+        process=request.process,
+        started_at=started_at,
+        init_time_ns=loaded.init_time_ns,
+        first_inference_ns=first_ns,
+        warmup_ns=warm,
+        samples_ns=samples,
+        provider=loaded.provider,
+        runtime_version=loaded.version,
+        golden=result,
+        memory_before_mb=loaded.memory_before_mb,
+        memory_init_delta_mb=_minus(loaded.memory_after_mb, loaded.memory_before_mb),
+        memory_delta_mb=_minus(after, loaded.memory_before_mb),
+        peak_memory_mb=measure.peak_mb(),
+        own_cpu=between.own_cpu,
+        foreign_cpu=between.foreign_cpu,
+        swapped_pages=between.swapped_pages,
+        clock_step_ms=between.clock_step_ms,
+        readings=(),
+    )
+    return dict(wire.encode(series))
+
+
+def _minus(a: Optional[float], b: Optional[float]) -> Optional[float]:
+    return None if a is None or b is None else a - b
+
+
+def _outputs(request: WorkRequest, images: Any, say: Say, stage: str) -> Any:
+    """float32 (images, classes) for uint8 images, batch by batch."""
+    import numpy as np
+
+    artifact, preprocessing = _need(request.artifact), _need(request.preprocessing)
+    loaded = _load(request)
+    found, said, count = [], time.monotonic(), int(images.shape[0])
+    for index, real in batches(count, artifact.batch):
+        out = _run(loaded, prepare(np.asarray(images[index]), preprocessing, artifact.input))
+        found.append(np.asarray(out, np.float32).reshape(artifact.batch, -1)[:real])
+        if time.monotonic() - said >= 0.5:
+            said = time.monotonic()
+            done = int(index[0]) + real
+            say({"type": "progress", "stage": stage, "done": done, "total": count, "unit": "images", "text": artifact.name})
+    return np.concatenate(found)
+
+
+def _accuracy(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
+    """Predicted and true class of every evaluation image."""
+    evaluation = _need(request.evaluation)
+    store = Store(Path(request.root))
+    images = load_images(store, evaluation.images, evaluation.count, _need(request.preprocessing), "the evaluation images")
+    labels = parse_npy(store.read_blob(evaluation.labels), "the evaluation labels")
+    if labels.shape != (evaluation.count,) or labels.dtype.kind not in "iu":
+        raise Refused(
+            "blob-damaged",
+            "evaluation labels: {} of shape {}, expected int64 ({},)".format(labels.dtype, labels.shape, evaluation.count),
+        )
+    predictions = _outputs(request, images, say, "accuracy").argmax(axis=1)
+    return {
+        "predictions": [int(p) for p in predictions],
+        "labels": [int(c) for c in labels],
+        "correct": int((predictions == labels).sum()),
+    }
+
+
+def _predict(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
+    """The five likeliest classes of each image that came with the request."""
+    import numpy as np
+
+    preprocessing = _need(request.preprocessing)
+    images = parse_npy(pixels, "the images sent")
+    expected: Tuple[int, ...] = (request.count, preprocessing.height, preprocessing.width, 3)
+    if images.dtype != np.uint8 or images.shape != expected:
+        raise Refused(
+            "bad-request", "got {} of shape {}, expected uint8 of shape {}".format(images.dtype, images.shape, expected)
+        )
+    names = _label_names(request)
+    outputs = _outputs(request, images, say, "predict").astype(np.float64)
+    exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    shares = exponents / exponents.sum(axis=1, keepdims=True)
+    found = []
+    for row in shares:
+        best = [int(i) for i in np.argsort(-row, kind="stable")[:5]]
+        found.append(
+            [{"index": i, "label": names[i] if i < len(names) else "", "probability": round(float(row[i]), 6)} for i in best]
+        )
+    return {"predictions": found}
+
+
+def _label_names(request: WorkRequest) -> Tuple[str, ...]:
+    if request.labels is None:
+        return ()
+    data = Store(Path(request.root)).read_blob(request.labels)
+    try:
+        names = json.loads(data.decode("utf-8"))
+    except ValueError as e:
+        raise Refused("blob-damaged", "the class names are not a JSON list: {}".format(e)) from e
+    return tuple(str(n) for n in names) if isinstance(names, list) else ()
+
+
+_TASKS: Dict[str, Callable[[WorkRequest, Say, bytes], Dict[str, Any]]] = {
+    "prove": _prove,
+    "series": _series,
+    "accuracy": _accuracy,
+    "predict": _predict,
+}
