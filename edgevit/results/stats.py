@@ -34,8 +34,11 @@ Judge = Callable[[Run, Measurement], Verdict]
 
 @dataclass(frozen=True)
 class Summary:
-    """One measurement of one run in figures. Times in milliseconds, memory and files in megabytes (10⁶ bytes), top-1,
-    its standard error and agreement as shares of 1. What is None has its reason in the field of the same name ending in ``_absent``."""
+    """One measurement of one run in figures.
+
+    Times in milliseconds, memory and files in megabytes (10⁶ bytes); top-1, its standard error and agreement as shares of 1.
+    What is None has its reason in the field of the same name ending in ``_absent``.
+    """
 
     run_id: str
     batch_id: str
@@ -236,12 +239,13 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
 def _never_reached(run: Run, variant: Variant) -> Summary:
     """A row for what was asked and has no measurement: an absent row would hide it."""
     why = f"not measured: the run is {run.status}" + (f", {run.reason}" if run.reason else "")
+    models = {m.model for m in run.measurements}
     return Summary(
         run_id=run.job.run_id,
         batch_id=run.job.batch_id,
         target=run.job.target,
         board=run.facts.board_model or run.facts.cpu_model or run.facts.machine,
-        model="",
+        model=models.pop() if len(models) == 1 else "",
         recipe="",
         bundle=variant.bundle,
         bundle_name="",
