@@ -327,7 +327,8 @@ class Conversation:
             check_start(self._name, status, self._raw, self._channel.error_text())
             if lost is not None and status == 0:
                 raise lost
-            raise self._defect(f"it ended with status {status} and no result")
+            printed = f"; before it, something printed {self._raw!r} (a shell's start-up file?)" if self._raw else ""
+            raise self._defect(f"it ended with status {status} and no result{printed}")
         if last["type"] == "refusal":
             raise map_refusal(self._name, self._refusal(last))
         if status != 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import subprocess
 import threading
 import time
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from edgevit.errors import DeviceError, LostLink
-from edgevit.transport.streams import READ_BYTES, LineFeed, Tail
+from edgevit.transport.streams import READ_BYTES, LineFeed, Tail, signal_name
 
 WRITE_SILENCE_S = 120.0
 END_S = 5.0
@@ -142,11 +141,3 @@ class LocalChannel:
         if not any(thread.is_alive() for thread in self._drains):
             self._stdout.close()
             self._stderr.close()
-
-
-def signal_name(number: int) -> str:
-    """``SIGKILL`` for 9."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+import signal
 import socket
 import threading
 import time
@@ -32,12 +33,11 @@ from edgevit.transport.hostkeys import HostKey, fingerprint_of, lines_for
 from edgevit.transport.prompts import Prompts
 from edgevit.transport.sockets import CommandSocket, open_socket
 from edgevit.transport.sshconfig import SshSettings, parse_hop, resolve
-from edgevit.transport.streams import READ_BYTES, LineFeed, Tail
+from edgevit.transport.streams import READ_BYTES, LineFeed, Tail, signal_name
 
 # A library's own log lines are not for the people who use edgevit; whoever wants them sets up logging.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
-BANNER_TIMEOUT_S = 15.0
 HANDSHAKE_TIMEOUT_S = 30.0
 LOGIN_TIMEOUT_S = 30.0
 CHANNEL_TIMEOUT_S = 30.0
@@ -139,7 +139,7 @@ class _Connection(paramiko.Transport):
         options.digests = _allowed(MACS, settings.macs, "MAC", settings.host)
         known = [k for k in (*KEX_FIRST, *options.kex) if k in self._kex_info]  # type: ignore[attr-defined]
         options.kex = _allowed(tuple(dict.fromkeys(known)), settings.kex, "key exchange", settings.host)
-        self.banner_timeout = max(BANNER_TIMEOUT_S, settings.connect_timeout_s)
+        self.banner_timeout = settings.connect_timeout_s
         self.handshake_timeout = HANDSHAKE_TIMEOUT_S
         self.auth_timeout = LOGIN_TIMEOUT_S
 
@@ -643,6 +643,9 @@ class SshChannel:
         status = int(self._channel.exit_status)
         if status == -1:
             raise LostLink(self._loss())
+        if 128 < status < 128 + signal.NSIG:
+            # A login shell that stayed in between tells of a signal like this; no program of ours ends so.
+            raise LostLink(f"{self._name}: the program was killed by {signal_name(status - 128)}")
         return status
 
     def close(self) -> None:
