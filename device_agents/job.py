@@ -144,7 +144,7 @@ class JobWorker:
         return dataclasses.replace(series, readings=sampler.readings())
 
     def _share(self, shares: int) -> float:
-        """Seconds one worker may take: half of what is left, so that one that hangs leaves the others time; all for the last."""
+        """Seconds one worker may take: half of what is left, so one that hangs leaves the others time; all for the last."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise Refused("worker-timeout", "the job's {:.0f} s were over before this".format(self._job.timeout_seconds))

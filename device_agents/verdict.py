@@ -18,7 +18,7 @@ above 0.1 core; a frequency governor other than ``performance``; timed for a sho
 from __future__ import annotations
 
 import statistics
-from typing import List, Optional
+from typing import List
 
 from device_agents import wire
 
@@ -35,10 +35,9 @@ SAMPLES_FOR_P90 = 64
 _LONGER = "edgevit bench --plan standard"
 
 
-def judge(
-    measurement: wire.Measurement, plan: wire.RunPlan, cpu_count: Optional[int] = None, governor: Optional[str] = None
-) -> wire.Verdict:
-    """The verdict on one measurement. ``cpu_count`` and ``governor`` as recorded in the run; what is None is not judged."""
+def judge(run: wire.Run, measurement: wire.Measurement) -> wire.Verdict:
+    """The verdict on one measurement of ``run``, from what both recorded; what is None there is not judged."""
+    plan, cpu_count, governor = run.job.plan, run.facts.cpu_count, run.governor
     reasons: List[str] = []
     warnings: List[str] = []
     if measurement.failure is not None:
@@ -60,12 +59,7 @@ def judge(
     return wire.Verdict(RULES_VERSION, not reasons, _distinct(reasons), _distinct(warnings))
 
 
-def judge_run(run: wire.Run) -> "tuple[wire.Verdict, ...]":
-    """One verdict for each measurement of a run, in order."""
-    return tuple(judge(m, run.job.plan, run.facts.cpu_count, run.governor) for m in run.measurements)
-
-
-def _falsified(series: wire.Series, variant: wire.Variant, cpu_count: Optional[int]) -> List[str]:
+def _falsified(series: wire.Series, variant: wire.Variant, cpu_count: int) -> List[str]:
     found = []
     where = "series {}: ".format(series.process + 1)
     if not series.golden.passed:
@@ -79,7 +73,7 @@ def _falsified(series: wire.Series, variant: wire.Variant, cpu_count: Optional[i
         found.append(where + "{:,} pages were swapped while timed".format(series.swapped_pages))
     if abs(series.clock_step_ms) > MAX_CLOCK_STEP_MS:
         found.append(where + "the clock was set by {:+.0f} ms while timed".format(series.clock_step_ms))
-    if series.foreign_cpu is not None and cpu_count is not None:
+    if series.foreign_cpu is not None:
         spare = max(cpu_count - variant.threads, 0)
         if series.foreign_cpu > spare + FOREIGN_CPU_MARGIN:
             found.append(

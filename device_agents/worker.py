@@ -122,9 +122,11 @@ def _load(request: WorkRequest) -> _Loaded:
     check_scheme(variant.runtime, artifact.scheme)
     backend = load_backend(variant.runtime)
     version = backend.version()
+    store = Store(Path(request.root))
+    backend.check(store.read_blob(artifact.blob))  # looks into the file, which is not part of loading it
     before = measure.resident_mb()
     start = time.perf_counter_ns()
-    session = backend.load(Store(Path(request.root)).read_blob(artifact.blob), variant.provider, variant.threads, artifact)
+    session = backend.load(store.read_blob(artifact.blob), variant.provider, variant.threads, artifact)
     init_time = time.perf_counter_ns() - start
     if session.provider != variant.provider:
         raise Refused("provider-mismatch", "asked for {}, got {}".format(variant.provider, session.provider))

@@ -49,9 +49,12 @@ class OnnxBackend:
         if got.tolist() != [[0.0, 0.0, 2.0, 3.0]]:
             raise Refused("provider-mismatch", "{} computes Relu(-1, 0, 2, 3) as {}".format(provider, got.tolist()))
 
+    def check(self, model: bytes) -> None:
+        """Refuse a file that points to other files."""
+        refuse_external_data(model)
+
     def load(self, model: bytes, provider: str, threads: int, artifact: wire.Artifact) -> Session:
         """Load from bytes. Raises ``worker-failed``, ``provider-missing`` or ``provider-mismatch``."""
-        refuse_external_data(model)
         session = self._open(model, provider, threads)
         names, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
         if names != [artifact.input.name] or artifact.output.name not in outputs:

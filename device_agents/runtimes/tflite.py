@@ -73,6 +73,11 @@ class TfliteBackend:
         if got.tolist() != [[0.0, 5.0]]:
             raise Refused("provider-mismatch", "{} computes (0, 5) as {}".format(provider, got.tolist()))
 
+    def check(self, model: bytes) -> None:
+        """Raises ``worker-failed`` where this is no TFLite file at all: the interpreter's own words for it say little."""
+        if model[4:8] != b"TFL3":
+            raise Refused("worker-failed", "the file is not a TFLite model: it has no TFL3 mark")
+
     def load(self, model: bytes, provider: str, threads: int, artifact: wire.Artifact) -> Session:
         """Load from bytes. Raises ``worker-failed``, ``provider-missing`` or ``provider-mismatch``."""
         interpreter = self._open(model, provider, threads)

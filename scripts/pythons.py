@@ -1,0 +1,99 @@
+"""One environment per Python that a device may have, holding what that Python really gets from the package registry.
+
+    python scripts/pythons.py [3.8 3.12 …]
+
+Interpreters are looked for as ``python3.X`` on PATH and under ``~/.pyenv/versions``. Environments lie in
+``.cache/pythons/<version>``; a second run does nothing. What is missing is printed, and the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+CACHE = REPO / ".cache" / "pythons"
+
+REQUIREMENTS: dict[str, tuple[str, ...]] = {
+    # 3.8 never got LiteRT; tflite-runtime was built for numpy 1, though its metadata does not say so.
+    "3.8": ("numpy<2", "onnxruntime==1.19.2", "tflite-runtime==2.14.0"),
+    "3.9": ("numpy<2.1", "onnxruntime==1.19.2", "ai-edge-litert==2.1.0"),
+    "3.10": ("numpy<2.3", "onnxruntime==1.23.2", "ai-edge-litert>=2.1,<2.4"),
+    "3.11": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0"),
+    "3.12": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0"),
+    "3.13": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0"),
+}
+
+
+def find_interpreter(version: str) -> Path | None:
+    """A Python of this minor version that can really start, or None."""
+    found = shutil.which(f"python{version}")
+    candidates = [Path(found)] if found else []
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates += sorted((root / "versions").glob(f"{version}.*/bin/python"), reverse=True)
+    for candidate in candidates:
+        # A pyenv shim exists for versions that are not enabled: only starting it tells.
+        done = subprocess.run(
+            [str(candidate), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return candidate
+    return None
+
+
+def environment_python(version: str) -> Path:
+    """Where the environment's interpreter lies, or will lie."""
+    return CACHE / version / "bin" / "python"
+
+
+def is_ready(version: str) -> bool:
+    """Whether the environment is there with exactly the requirements of this file."""
+    stamp = CACHE / version / "requirements.txt"
+    return environment_python(version).exists() and stamp.exists() and stamp.read_text() == _stamp(version)
+
+
+def make_environment(version: str) -> str:
+    """Make one environment unless it is there; an empty text, or why it could not be made."""
+    if is_ready(version):
+        return ""
+    interpreter = find_interpreter(version)
+    if interpreter is None:
+        return f"no python{version} on PATH or in ~/.pyenv/versions; for example: pyenv install {version}"
+    folder = CACHE / version
+    shutil.rmtree(folder, ignore_errors=True)
+    for command in (
+        [str(interpreter), "-m", "venv", str(folder)],
+        [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *REQUIREMENTS[version]],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"{' '.join(command[:4])} failed for Python {version}: {done.stderr.strip()[-600:]}"
+    (folder / "requirements.txt").write_text(_stamp(version))
+    return ""
+
+
+def _stamp(version: str) -> str:
+    return "\n".join(REQUIREMENTS[version]) + "\n"
+
+
+def main(versions: list[str]) -> int:
+    failed = 0
+    for version in versions or list(REQUIREMENTS):
+        if version not in REQUIREMENTS:
+            print(f"{version}: not one of {', '.join(REQUIREMENTS)}")
+            failed = 1
+            continue
+        problem = make_environment(version)
+        print(f"{version}: {problem or environment_python(version)}", flush=True)
+        failed |= bool(problem)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
