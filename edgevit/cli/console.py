@@ -17,10 +17,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON doc
 
 
 def out() -> Console:
-    """The console for results."""
+    """The console for results: as wide as the terminal, 100 columns where there is none."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
 def err() -> Console:

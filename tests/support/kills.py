@@ -1,0 +1,159 @@
+"""`kill -9` of host or agent at seeded random moments of real `edgevit deploy` and `edgevit bench` commands, and what must hold after.
+
+After every kill the active bundle verifies on the device; at the end every run the device ever accepted is in the store, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgevit import signing
+from edgevit.fleet.connect import connect
+from edgevit.fleet.inventory import local_target
+from edgevit.results.store import Store
+from edgevit.transport.prompts import NoPrompts
+from tests.support.agent_bundle import Signer, make_bundle
+
+COMMAND_LIMIT_S = 180.0
+
+
+@dataclass
+class Tally:
+    """What happened; ``problems`` must be empty."""
+
+    trials: int = 0
+    killed: Counter[str] = field(default_factory=Counter)
+    done_before: int = 0
+    runs: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        kills = ", ".join(f"{n} × {what}" for what, n in sorted(self.killed.items()))
+        return f"{self.trials} trials: killed {kills or 'nothing'}; {self.done_before} ended before the kill; {self.runs} runs measured"
+
+
+class Trials:
+    """A home with a signing key, two versions of one bundle, and the ``local`` agent with the first of them active."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.home = folder / "home"
+        self.root = self.home / "data" / "local-agent"
+        self.env = {**os.environ, "EDGEVIT_HOME": str(self.home)}
+        self.tally = Tally()
+        self.seen: set[str] = set()
+        key = self.home / "config" / "signing_key"
+        key.parent.mkdir(parents=True)
+        signing.make_key(key, "kills")
+        self.bundles = [
+            make_bundle(Signer(key), version=version, extra_blob=f'["{version}"]'.encode() + b" " * 2_000_000).write(folder / f"v{version}")
+            for version in (1, 2)
+        ]
+        self.command("deploy", str(self.bundles[0]), "local").wait(COMMAND_LIMIT_S)
+
+    def command(self, *argv: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "edgevit", *argv],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def one(self) -> None:
+        """Start a command, kill somebody at a random moment, check."""
+        what = self.random.choice(["deploy", "deploy", "bench"])
+        victim = self.random.choice(["host", "agent"])
+        bundle = str(self.random.choice(self.bundles))
+        argv = ["deploy", bundle, "local", "--allow-older"] if what == "deploy" else ["bench", bundle, "local", "--plan", "quick"]
+        process = self.command(*argv)
+        deadline = time.monotonic() + self.random.uniform(0.1, 2.5 if what == "deploy" else 6.0)
+        while time.monotonic() < deadline and process.poll() is None:
+            self.note_runs()
+            time.sleep(0.01)
+        self.tally.trials += 1
+        if process.poll() is not None:
+            self.tally.done_before += 1
+        elif victim == "host":
+            process.kill()
+            self.tally.killed[f"host in {what}"] += 1
+        elif self.kill_agents():
+            self.tally.killed[f"agent in {what}"] += 1
+        else:
+            self.tally.killed[f"agent in {what} (between its processes)"] += 1
+        try:
+            process.wait(COMMAND_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            self.problem(f"{what} hung after the {victim} was killed")
+        self.note_runs()
+        self.check_active()
+
+    def kill_agents(self) -> int:
+        """Every process of this agent's root: its commands, the server, the worker."""
+        count = 0
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = entry.read_bytes().split(b"\0")
+                if str(self.root).encode() in words and b"-c" in words:
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+                    count += 1
+        return count
+
+    def note_runs(self) -> None:
+        """Every run the device has accepted, from what lies in its queue and spool."""
+        for folder in ("queue", "spool"):
+            with contextlib.suppress(OSError):
+                self.seen.update(p.name.split(".")[0] for p in (self.root / folder).iterdir() if p.suffix in (".json", ".part", ".run", ".acked"))
+
+    def check_active(self) -> None:
+        """Activating what is active makes the device verify signature and every digest once more."""
+        with connect(local_target(), NoPrompts()) as agent:
+            active = agent.probe(quick=True).active
+            if active is None:
+                self.problem("no bundle is active any more")
+            elif agent.activate(active.variant, active.policy).changed:
+                self.problem("activating the active variant changed something")
+
+    def problem(self, text: str) -> None:
+        self.tally.problems.append(f"trial {self.tally.trials}: {text}")
+
+    def finish(self) -> Tally:
+        """Bring everything home; every accepted run is in the store once, and nothing waits."""
+        collected = self.command("collect", "local", "--wait").wait(COMMAND_LIMIT_S)
+        if collected != 0:
+            self.problem(f"edgevit collect ended with {collected}")
+        self.note_runs()
+        with Store(f"sqlite:///{self.home / 'data' / 'results.sqlite'}") as store:
+            stored = Counter(run.job.run_id for run in store.runs())
+        self.tally.runs = len(stored)
+        self.tally.problems += [f"run {run_id} was accepted by the device and is lost" for run_id in sorted(self.seen - set(stored))]
+        self.tally.problems += [f"run {run_id} is in the store {n} times" for run_id, n in stored.items() if n != 1]
+        with connect(local_target(), NoPrompts()) as agent:
+            self.tally.problems += [f"{w.run_id} still waits ({w.state})" for w in agent.waiting()]
+        return self.tally
+
+
+def run_trials(folder: Path, seed: int, count: int) -> Tally:
+    """``count`` trials in ``folder``. EDGEVIT_HOME of this process is set to the trials' home for their time."""
+    trials = Trials(folder, seed)
+    before = os.environ.get("EDGEVIT_HOME")
+    os.environ["EDGEVIT_HOME"] = str(trials.home)
+    try:
+        for _ in range(count):
+            trials.one()
+        return trials.finish()
+    finally:
+        os.environ.pop("EDGEVIT_HOME")
+        if before is not None:
+            os.environ["EDGEVIT_HOME"] = before
