@@ -22,7 +22,10 @@ from typing import Any, ClassVar
 import paramiko
 from paramiko.agent import AgentSSH
 from paramiko.auth_strategy import AuthFailure
+from paramiko.ber import BERException
+from paramiko.buffered_pipe import PipeTimeout
 from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_GLOBAL_REQUEST
+from paramiko.hostkeys import InvalidHostKey
 from paramiko.packet import Packetizer
 from paramiko.pkey import UnknownKeyType
 from paramiko.ssh_exception import IncompatiblePeer, MessageOrderError
@@ -69,6 +72,9 @@ MAPPED: tuple[tuple[type[BaseException], type[EdgevitError], type[EdgevitError]]
     (MessageOrderError, Unreachable, LostLink),
     (UnknownKeyType, LoginError, LoginError),
     (paramiko.SFTPError, DeviceError, DeviceError),
+    (BERException, LoginError, LoginError),
+    (InvalidHostKey, HostKeyError, HostKeyError),
+    (PipeTimeout, Unreachable, LostLink),
     (paramiko.ssh_exception.NoValidConnectionsError, Unreachable, LostLink),
     (paramiko.SSHException, Unreachable, LostLink),
     (socket.gaierror, Unreachable, LostLink),
