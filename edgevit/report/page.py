@@ -22,7 +22,7 @@ from typing import Any
 
 from device_agents.wire import SCHEMES, Measurement, Run, Variant
 from edgevit.errors import UsageError
-from edgevit.report.table import EMPTY, NARROW, order, verdict_word
+from edgevit.report.table import EMPTY, NARROW, order, verdict_notes, verdict_word
 from edgevit.results.stats import Judge, Summary, pareto_front, percentile, summarize_all
 
 MAX_LOSS = 0.01
@@ -203,7 +203,7 @@ def _section_html(
                     number,
                     "accuracy",
                     "Accuracy against latency",
-                    "up and left is better; dashed: Pareto front; bars: standard error, p50–p90; square: TFLite; hollow: INVALID",
+                    "up and left is better; dashed: Pareto front; bars: std. error, p50–p90; squares: TFLite; hollow: INVALID",
                 )
             )
         charts.append(_chart(number, "cumulative", "Latency, cumulative", "solid: ONNX, dashed: TFLite; up to the slowest p99"))
@@ -280,11 +280,8 @@ def _table_html(members: Sequence[Summary], best: Summary | None, many: bool) ->
             shown, note = make(s)
             cells.append(f"<td>{escape(shown) if shown else EMPTY + mark('' if note == s.failure else note)}</td>")
         word = verdict_word(s)
-        why = s.failure or "; ".join(
-            s.verdict.reasons if not s.verdict.valid else [f"warning: {w}" for w in s.verdict.warnings]
-        )
         style = {"VALID": "warned" if s.verdict.warnings else "valid", "INVALID": "invalid", "failed": "failed"}[word]
-        cells.append(f'<td class="left {style}">{word}{mark(why)}</td>')
+        cells.append(f'<td class="left {style}">{word}{",".join(mark(n) for n in verdict_notes(s))}</td>')
         body.append(f"<tr{' class=best' if s is best else ''}>{''.join(cells)}</tr>")
     references = list(dict.fromkeys(s.reference for s in members if s.reference))
     legend = f'<p class="soft">× fp32: p50 of {escape(" or ".join(references))} ÷ p50.</p>' if references else ""

@@ -105,12 +105,13 @@ def _top1(s: Summary) -> tuple[str, str]:
     return f"{100 * s.top1:.2f}{error}", ""
 
 
-def _verdict(s: Summary) -> tuple[str, str]:
+def verdict_notes(s: Summary) -> list[str]:
+    """What stands behind the word: the failure, the reasons, or the warnings, one footnote each."""
     if s.failure:
-        return "failed", s.failure
+        return [s.failure]
     if not s.verdict.valid:
-        return "INVALID", "INVALID: " + "; ".join(s.verdict.reasons)
-    return "VALID", "; ".join(f"warning: {w}" for w in s.verdict.warnings)
+        return [f"INVALID: {reason}" for reason in s.verdict.reasons]
+    return [f"warning: {warning}" for warning in s.verdict.warnings]
 
 
 NARROW: tuple[tuple[str, Cell], ...] = (
@@ -133,7 +134,7 @@ def _narrow(model: str, rows: Sequence[Summary], notes: Footnotes) -> Table:
     table.add_column("runtime", overflow="fold", min_width=6)
     for name, _ in NARROW:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table.add_column("verdict", overflow="fold", min_width=9)
     best = _best(rows)
     for s in rows:
         runtime = s.runtime if len(threads) == 1 else f"{s.runtime} ×{s.threads}"
@@ -196,9 +197,9 @@ def _cell(s: Summary, make: Cell, notes: Footnotes) -> Text:
 
 
 def _verdict_cell(s: Summary, notes: Footnotes) -> Text:
-    word, note = _verdict(s)
-    style = {"VALID": "green", "INVALID": "red", "failed": "red"}[word]
-    return Text(word + (notes.mark(note) if note else ""), style=style)
+    word = verdict_word(s)
+    marks = ",".join(notes.mark(note) for note in verdict_notes(s))
+    return Text(word + marks, style="green" if word == "VALID" else "red")
 
 
 def _best(rows: Sequence[Summary]) -> set[int]:

@@ -164,6 +164,15 @@ def test_agreement_counts_equal_predictions_on_the_same_images() -> None:
     assert rows[3].agreement_absent == "no labels"
 
 
+def test_the_verdict_is_the_agents_own_rules() -> None:
+    m = measurement("fp32", "onnx")
+    swapping = dataclasses.replace(m, series=(dataclasses.replace(m.series[0], swapped_pages=7), *m.series[1:]))
+    good, bad = (summarize(run(measurements=(one,), governor="performance"))[0] for one in (m, swapping))
+    assert (good.verdict.valid, good.rankable) == (True, True)
+    assert (bad.verdict.valid, bad.rankable) == (False, False)
+    assert any("swapped" in reason for reason in bad.verdict.reasons)
+
+
 def test_relating_twice_changes_nothing() -> None:
     rows = summaries(*mixed())
     assert relate(rows) == rows

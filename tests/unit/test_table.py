@@ -92,9 +92,10 @@ def test_fastest_first_invalid_after_valid_failed_last() -> None:
 
 
 def test_warnings_are_shown_and_still_valid() -> None:
-    rows = summaries(run(), verdict=Verdict(1, True, (), ("standard deviation is 12 % of the mean",)))
+    rows = summaries(run(), verdict=Verdict(1, True, (), ("standard deviation is 12 % of the mean", "others were busy")))
     text = shown(rows)
-    assert "VALID¹" in text
+    assert "VALID¹,²" in text
+    assert "² warning: others were busy" in text
     assert "¹ warning: standard deviation is 12 % of the mean" in text
 
 
