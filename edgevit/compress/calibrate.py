@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH = 16
-ROWS_PER_LOOK = 64
-"""Rows (tokens, pixels) kept of each layer and call for the search: 256 images in batches leave 1,024 rows a layer."""
+SAMPLE_ROWS = 2048
+"""Rows (tokens, pixels) kept of each layer for the search, spread evenly over the calls."""
 
 QUANTILES = (1.0, 0.99999, 0.9999, 0.9997, 0.9995, 0.999, 0.998, 0.996, 0.993)
 SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6)
@@ -48,8 +48,8 @@ class Watch:
     inputs: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
 
-    def look(self, name: str, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> None:
-        """Take in one call's input and output, channels last. Raises :class:`BuildError` for NaN or infinity."""
+    def look(self, name: str, x: torch.Tensor, y: torch.Tensor, keep: int, generator: torch.Generator) -> None:
+        """Take in one call's input and output, channels last, keeping ``keep`` rows. Raises :class:`BuildError` for NaN or infinity."""
         import torch
 
         low, high = (float(v) for v in torch.aminmax(x))
@@ -60,7 +60,7 @@ class Watch:
         self.out_low, self.out_high = min(self.out_low, out_low), max(self.out_high, out_high)
         for tensor, kept in ((x, self.inputs), (y, self.outputs)):
             rows = tensor.reshape(-1, tensor.shape[-1])
-            chosen = torch.randint(len(rows), (ROWS_PER_LOOK,), generator=generator)
+            chosen = torch.randint(len(rows), (keep,), generator=generator)
             kept.append(rows[chosen].clone())
 
 
@@ -92,7 +92,8 @@ def observe_ranges(
     watches = {name: Watch() for name in layers}
     generator = torch.Generator().manual_seed(0)
     modules = dict(module.named_modules())
-    hooks = [modules[n].register_forward_hook(_hook(n, watches[n], generator)) for n in layers]
+    keep = rows_to_keep(-(-len(pixels) // BATCH))
+    hooks = [modules[n].register_forward_hook(_hook(n, watches[n], keep, generator)) for n in layers]
     on_progress.start("calibrate", "calibrating", len(pixels), "images")
     try:
         with torch.no_grad():
@@ -112,14 +113,19 @@ def observe_ranges(
     return ranges
 
 
-def _hook(name: str, watch: Watch, generator: torch.Generator) -> Any:
+def rows_to_keep(calls: int) -> int:
+    """Rows to keep of each of ``calls`` calls."""
+    return max(1, -(-SAMPLE_ROWS // max(calls, 1)))
+
+
+def _hook(name: str, watch: Watch, keep: int, generator: torch.Generator) -> Any:
     import torch
 
     def see(layer: Any, args: tuple[Any, ...], output: Any) -> None:
         rows = [
             t.detach().permute(0, 2, 3, 1) if isinstance(layer, torch.nn.Conv2d) else t.detach() for t in (args[0], output)
         ]
-        watch.look(name, rows[0], rows[1], generator)
+        watch.look(name, rows[0], rows[1], keep, generator)
 
     return see
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing, TensorSpec
-from edgevit.compress.calibrate import Watch, choose_ranges
+from edgevit.compress.calibrate import Watch, choose_ranges, rows_to_keep
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export.runtime import THREADS, prepare_input
 from edgevit.export.tflite import MatrixOp
@@ -43,6 +43,7 @@ def observe_file(
     if len(images) < batch or not len(images):
         raise ExportError(f"static int8 at batch {batch} needs at least {batch} calibration images, got {len(images)}")
     generator = torch.Generator().manual_seed(0)
+    keep = rows_to_keep(len(images) // batch)
     watches = {op.scope: Watch() for op in ops}
     on_progress.start("calibrate-file", "calibrating the TFLite file", len(images), "images")
     for start in range(0, len(images) - batch + 1, batch):
@@ -50,7 +51,7 @@ def observe_file(
         interpreter.invoke()
         for op in ops:
             x, y = (torch.from_numpy(interpreter.get_tensor(i)) for i in (op.input_index, op.output_index))
-            watches[op.scope].look(op.weight_name, x, y, generator)
+            watches[op.scope].look(op.weight_name, x, y, keep, generator)
         on_progress.advance("calibrate-file", start + batch)
     on_progress.finish("calibrate-file", f"{len(ops)} operators calibrated on {len(images)} images")
     ranges: dict[str, Any] = {}

@@ -1,0 +1,76 @@
+"""Recipes: the shipped ones load, a wrong one names every problem with its line, the digest is of what it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgevit.errors import ConfigError, UnknownName
+from edgevit.recipe import list_recipes, load_recipe, recipe_schema
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+GOOD = "schema: edgevit.recipe/1\nname: mine\nsummary: for a test\nsteps:\n  - quantize:\n      scheme: int8-static\n"
+
+
+def test_shipped_recipes_load_under_their_own_name() -> None:
+    assert {"fp32", "fp16", "int8-dynamic", "int8-static"} <= set(list_recipes())
+    for name in list_recipes():
+        assert load_recipe(name).name == name
+
+
+def test_needs_follow_from_the_steps() -> None:
+    assert load_recipe("int8-dynamic").needs == "no data"
+    assert load_recipe("int8-static").needs == "unlabelled images"
+
+
+def test_unknown_recipe_offers_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="int8-dynamic"):
+        load_recipe("int8-dynamik")
+
+
+def test_name_and_summary_leave_the_digest_alone(tmp_path: Path) -> None:
+    first = load_recipe(write(tmp_path, GOOD))
+    renamed = load_recipe(write(tmp_path, GOOD.replace("mine", "yours").replace("for a test", "other words")))
+    changed = load_recipe(write(tmp_path, GOOD + "      images: 64\n"))
+    assert first.digest == renamed.digest != changed.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("- quantize:", "- quantise:"), r"mine.yaml:5: .*quantise.*did you mean 'quantize'"),
+        (("scheme: int8-static", "scheme: int8-statik"), r"mine.yaml:6: .*did you mean 'int8-static'"),
+        (("scheme: int8-static", "scheme: int8-static\n      imagse: 3"), r"mine.yaml:7: .*imagse.*did you mean 'images'"),
+        (("summary: for a test\n", ""), r"summary"),
+    ],
+)
+def test_wrong_recipes_name_line_and_nearest(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(write(tmp_path, GOOD.replace(*change)))
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, GOOD.replace("name:", "nmae:").replace("int8-static", "int9")))
+    assert len(caught.value.problems) >= 3
+
+
+def test_two_quantize_steps_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="2 quantize steps"):
+        load_recipe(write(tmp_path, GOOD + "  - quantize:\n      scheme: fp32\n"))
+
+
+def test_an_entry_of_no_kind_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected one of quantize"):
+        load_recipe(write(tmp_path, GOOD + "  - {}\n"))
+
+
+def test_the_schema_knows_the_schemes() -> None:
+    assert "int8-dynamic" in str(recipe_schema())
