@@ -185,10 +185,15 @@ class Agent:
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
         data = buffer.getvalue()
-        header: dict[str, Any] = {"bundle": variant.bundle if variant else None, "count": len(pixels), "bytes": len(data)}
-        if variant is not None:
-            header["variant"] = wire.encode(variant)
+        header = {"bundle": variant.bundle if variant else None, "count": len(pixels), "bytes": len(data)}
         value = self._call("predict", payload=header, data=data)
+        used = self._decode(wire.Variant, self._field(value, "variant", dict), "variant")
+        if variant is not None and (used.artifact, used.runtime) != (variant.artifact, variant.runtime):
+            raise DeviceError(
+                f"{self.name} predicts with {used.artifact} in {used.runtime}, which is active there, "
+                f"not with {variant.artifact} in {variant.runtime}",
+                hint=f"edgevit deploy BUNDLE {self.name} --select {variant.artifact}:{variant.runtime}",
+            )
         found = self._field(value, "predictions", list)
         if len(found) != len(pixels):
             raise self._defect(f"predict answered for {len(found)} images, not {len(pixels)}")
@@ -320,6 +325,8 @@ class Conversation:
             last = e.message
         if last is None:
             last = self.read_until("result", "refusal")
+        if self._raw and self._channel.read_line(SILENCE_S):
+            raise self._defect(f"something printed {self._raw!r} before the agent spoke (a shell's start-up file?)")
         status = self._channel.wait(END_S)
         if last is None:
             if status == EXIT_NO_AGENT and not self._raw:

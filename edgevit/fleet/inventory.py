@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgevit import places
 from edgevit.errors import ConfigError, UnknownName, UsageError
-from edgevit.transport.hostkeys import write_private
+from edgevit.transport.hostkeys import only_writer, write_private
 from edgevit.yamlsource import YamlDocument, load_yaml, validate
 
 SCHEMA = "edgevit.fleet/1"
@@ -193,35 +193,40 @@ def make_target(**settings: Any) -> Target:
 
 def add_target(path: Path, target: Target) -> None:
     """Add one target to the file (made where absent), keeping comments and order. UsageError where the name is taken."""
-    fleet = load_fleet(path)
-    if target.name == LOCAL or any(t.name == target.name for t in fleet.targets):
-        raise UsageError(f"a target named {target.name} exists already", hint=f"edgevit target remove {target.name}")
-    defaults = {name: f.default for name, f in Target.model_fields.items()}
-    entry = {k: v for k, v in target.model_dump(mode="json").items() if v != defaults[k] and v not in (None, [])}
-    document = _round_trip(path)
-    targets = document.get("targets")
-    if isinstance(targets, list):
-        targets.append(entry)
-    else:
-        entry.pop("name")
-        if targets is None:
-            targets = document["targets"] = {}
-        targets[target.name] = entry
-    _save(path, document)
+    # Through a link to the file itself: people keep such files in a repository.
+    path = path.resolve()
+    with only_writer(path):
+        fleet = load_fleet(path)
+        if target.name == LOCAL or any(t.name == target.name for t in fleet.targets):
+            raise UsageError(f"a target named {target.name} exists already", hint=f"edgevit target remove {target.name}")
+        defaults = {name: f.default for name, f in Target.model_fields.items()}
+        entry = {k: v for k, v in target.model_dump(mode="json").items() if v != defaults[k] and v not in (None, [])}
+        document = _round_trip(path)
+        targets = document.get("targets")
+        if isinstance(targets, list):
+            targets.append(entry)
+        else:
+            entry.pop("name")
+            if targets is None:
+                targets = document["targets"] = {}
+            targets[target.name] = entry
+        _save(path, document)
 
 
 def remove_target(path: Path, name: str) -> None:
     """Take one target out of the file. UnknownName where it is not there."""
-    fleet = load_fleet(path)
-    if all(t.name != name for t in fleet.targets):
-        raise UnknownName("target", name, [t.name for t in fleet.targets], hint="edgevit target list")
-    document = _round_trip(path)
-    targets = document["targets"]
-    if isinstance(targets, list):
-        targets[:] = [t for t in targets if t.get("name") != name]
-    else:
-        del targets[name]
-    _save(path, document)
+    path = path.resolve()
+    with only_writer(path):
+        fleet = load_fleet(path)
+        if all(t.name != name for t in fleet.targets):
+            raise UnknownName("target", name, [t.name for t in fleet.targets], hint="edgevit target list")
+        document = _round_trip(path)
+        targets = document["targets"]
+        if isinstance(targets, list):
+            targets[:] = [t for t in targets if t.get("name") != name]
+        else:
+            del targets[name]
+        _save(path, document)
 
 
 def _yaml() -> Any:
@@ -245,8 +250,7 @@ def _save(path: Path, document: Any) -> None:
     _yaml().dump(document, buffer)
     text = buffer.getvalue()
     try:
-        # Through a link to the file itself: people keep such files in a repository.
-        write_private(path.resolve(), text.encode("utf-8"))
+        write_private(path, text.encode("utf-8"))
     except OSError as e:
         raise UsageError(f"{path}: cannot be written: {e.strerror}", hint=f"ls -ld {path.parent}") from e
     load_fleet(path)

@@ -46,7 +46,10 @@ HINTS = {
 
 def map_refusal(name: str, refusal: Refusal) -> DeviceError:
     """A refusal → NotProvisioned where something must be installed first, else DeviceRefused with the agent's code."""
-    hint = HINTS.get(refusal.code, refusal.hint).format(name=name) if refusal.code in HINTS else refusal.hint
+    hint = HINTS[refusal.code].format(name=name) if refusal.code in HINTS else refusal.hint
+    if refusal.code == "no-python" and refusal.hint:
+        # The device knows which package of its own Python is missing.
+        hint = f"{refusal.hint}; then edgevit target provision {name}"
     message = f"{name} refused ({refusal.code}): {refusal.message}"
     if refusal.code in NEEDS_PROVISION:
         return NotProvisioned(message, hint=hint)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import enum
+import fcntl
 import fnmatch
 import hashlib
 import hmac
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,12 +216,25 @@ def unpin(path: Path, host: str, port: int) -> bool:
 
 def _rewrite(path: Path, host: str, port: int, added: list[str]) -> bool:
     name = lookup_name(host, port)
-    old = path.read_text("utf-8").splitlines() if path.exists() else []
-    kept = [line for line in old if not _speaks_of(line, name)]
-    if len(kept) == len(old) and not added:
-        return False
-    write_private(path, "".join(line + "\n" for line in kept + added).encode("utf-8"))
+    with only_writer(path):
+        old = path.read_text("utf-8").splitlines() if path.exists() else []
+        kept = [line for line in old if not _speaks_of(line, name)]
+        if len(kept) == len(old) and not added:
+            return False
+        write_private(path, "".join(line + "\n" for line in kept + added).encode("utf-8"))
     return len(kept) != len(old)
+
+
+@contextlib.contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold off every other thread and process that rewrites a file in this folder: each reads what the one before wrote."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _speaks_of(line: str, name: str) -> bool:

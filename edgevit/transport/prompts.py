@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+import threading
 from typing import Protocol
 
 
@@ -30,20 +31,25 @@ class NoPrompts:
 class TerminalPrompts:
     """Asks on the terminal where standard input and standard error are one, else answers like :class:`NoPrompts`."""
 
+    # Several targets connect at once; a person can answer one question at a time.
+    _one_at_a_time = threading.Lock()
+
     def _has_terminal(self) -> bool:
         return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
     def trust_host_key(self, question: str) -> bool | None:
         if not self._has_terminal():
             return None
-        sys.stderr.write(f"{question}\nTrust this key from now on? [yes/no] ")
-        sys.stderr.flush()
-        return sys.stdin.readline().strip().lower() == "yes"
+        with self._one_at_a_time:
+            sys.stderr.write(f"{question}\nTrust this key from now on? [yes/no] ")
+            sys.stderr.flush()
+            return sys.stdin.readline().strip().lower() == "yes"
 
     def secret(self, text: str) -> str | None:
         if not self._has_terminal():
             return None
-        try:
-            return getpass.getpass(f"{text}: ") or None
-        except EOFError:
-            return None
+        with self._one_at_a_time:
+            try:
+                return getpass.getpass(f"{text}: ") or None
+            except EOFError:
+                return None

@@ -102,6 +102,32 @@ def target_of(server: LoopbackSshd, account: Account, name: str = "box", **setti
     return Target(name=name, **given)
 
 
+def lend_runtime(account: Account, root: Path) -> str:
+    """Give an agent's root an environment that sees the packages of the tests, without downloading anything.
+
+    Returns "" once it is there, else why it cannot be.
+    """
+    import sysconfig
+
+    packages = sysconfig.get_path("purelib")
+    entry = pwd.getpwnam(account.name)
+    program = "import sys; print('%d.%d' % sys.version_info[:2])"
+    version = subprocess.run([account.python, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    if version != "{}.{}".format(*sys.version_info[:2]):
+        return f"the account's Python is {version}, the packages here are for {sys.version.split()[0]}"
+    as_account = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []} if account.ordinary else {}
+    venv = [account.python, "-m", "venv", "--without-pip", str(root / "venv")]
+    made = subprocess.run(venv, capture_output=True, text=True, check=False, **as_account)  # type: ignore[call-overload]
+    if made.returncode:
+        return f"no environment could be made: {made.stderr.strip()[-300:]}"
+    link = next((root / "venv").glob("lib/python*/site-packages")) / "lent.pth"
+    link.write_text(packages + "\n")
+    link.chmod(0o644)
+    argv = [str(root / "venv/bin/python"), "-c", "import numpy, onnxruntime"]
+    works = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", **as_account)  # type: ignore[call-overload]
+    return "" if works.returncode == 0 else f"the lent packages do not load for {account.name}: {works.stderr.strip()[-300:]}"
+
+
 @dataclass
 class Scripted:
     """A person who answers as the test says; ``asked`` keeps the questions."""

@@ -137,3 +137,11 @@ def test_an_unreadable_file_is_an_error_and_an_absent_one_is_not(tmp_path: Path)
 
 def test_lookup_names() -> None:
     assert (lookup_name("Pi", 22), lookup_name("pi", 2222)) == ("pi", "[pi]:2222")
+
+
+def test_pins_written_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: pin(tmp_path / "pins", f"box{i}", 22, ONE), range(40)))
+    assert len(load_known_hosts([tmp_path / "pins"])) == 40
