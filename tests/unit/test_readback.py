@@ -1,0 +1,166 @@
+"""Reading files back: what an exporter did otherwise than asked is an error that names it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edgevit.compress.quantize import quantizable_layers
+from edgevit.errors import ExportError
+from edgevit.export.onnx import apply_spec, export_float
+from edgevit.export.readback import read_onnx
+from edgevit.model import LoadedModel, ModelSource, load_model
+from edgevit.quantspec import LayerQuant, QuantSpec, activation_grid, quantize_weight
+
+CEILING = (10, 21)
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(ModelSource("tests.support.models:tiny_vit", random_weights=True))
+
+
+@pytest.fixture(scope="module")
+def float_model(model: LoadedModel) -> bytes:
+    return export_float(model.module, model.preprocessing, 1)
+
+
+def dynamic_spec(model: LoadedModel) -> QuantSpec:
+    layers = tuple(LayerQuant(n, kind, dw, 8, "dynamic") for n, kind, dw in quantizable_layers(model.module, False))
+    return QuantSpec("int8-dynamic", layers)
+
+
+def static_spec(model: LoadedModel) -> QuantSpec:
+    found = quantizable_layers(model.module, True)
+    return QuantSpec("int8-static", tuple(LayerQuant(n, k, dw, 8, "static", (-4.0, 4.0), (-8.0, 8.0)) for n, k, dw in found))
+
+
+def edited(data: bytes, edit: Any) -> bytes:
+    proto = onnx.load_model_from_string(data)
+    edit(proto)
+    out: bytes = proto.SerializeToString()
+    return out
+
+
+def test_a_float_file_reads_back(model: LoadedModel, float_model: bytes) -> None:
+    read = read_onnx(float_model, QuantSpec("fp32"), model.module, CEILING)
+    assert (read.opset, read.ir_version, read.integer_layers) == (18, 10, 0)
+    assert (read.input.name, read.input.shape, read.input.layout) == ("input", (1, 3, 32, 32), "NCHW")
+    assert (read.output.name, read.output.shape) == ("logits", (1, 10))
+    assert read.operators["LayerNormalization"] == 5
+
+
+def test_files_hold_nothing_of_the_machine(float_model: bytes) -> None:
+    assert b"site-packages" not in float_model and b"/root" not in float_model and b"support/models" not in float_model
+
+
+def test_every_linear_layer_is_integer_and_convolutions_stay_float(model: LoadedModel, float_model: bytes) -> None:
+    spec = dynamic_spec(model)
+    read = read_onnx(apply_spec(float_model, spec), spec, model.module, CEILING)
+    assert read.integer_layers == 9
+    assert (read.operators["MatMulInteger"], read.operators["DynamicQuantizeLinear"], read.operators["Conv"]) == (9, 9, 1)
+    assert "ConvInteger" not in read.operators
+
+
+def test_static_files_hold_pairs_and_no_integer_softmax(model: LoadedModel, float_model: bytes) -> None:
+    spec = static_spec(model)
+    data = apply_spec(float_model, spec)
+    read = read_onnx(data, spec, model.module, CEILING)
+    assert read.integer_layers == 10 and read.operators["QuantizeLinear"] == 11
+    proto = onnx.load_model_from_string(data)
+    made = {o: n for n in proto.graph.node for o in n.output}
+    softmax = [n for n in proto.graph.node if n.op_type == "Softmax"]
+    assert softmax and all(made[n.input[0]].op_type != "DequantizeLinear" for n in softmax)
+
+
+def test_the_integers_in_the_file_are_those_of_the_spec(model: LoadedModel, float_model: bytes) -> None:
+    spec = dynamic_spec(model)
+    proto = onnx.load_model_from_string(apply_spec(float_model, spec))
+    held = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
+    for layer in spec.layers:
+        wanted, scale = quantize_weight(model.module.get_submodule(layer.name).weight.detach().numpy())
+        np.testing.assert_array_equal(held[f"{layer.name}.weight_int8"], wanted.T)
+        np.testing.assert_array_equal(held[f"{layer.name}.weight_scale"], scale)
+
+
+def test_one_changed_integer_is_found(model: LoadedModel, float_model: bytes) -> None:
+    spec = dynamic_spec(model)
+
+    def flip(proto: Any) -> None:
+        weight = next(i for i in proto.graph.initializer if i.name == "blocks.1.mlp.fc1.weight_int8")
+        array = numpy_helper.to_array(weight).copy()
+        array[3, 5] ^= 1
+        weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+
+    with pytest.raises(ExportError, match=r"1 of 9 layers .*blocks\.1\.mlp\.fc1 \(other integers\)"):
+        read_onnx(edited(apply_spec(float_model, spec), flip), spec, model.module, CEILING)
+
+
+def test_a_layer_left_float_is_found(model: LoadedModel, float_model: bytes) -> None:
+    spec = dynamic_spec(model)
+    short = QuantSpec(spec.scheme, spec.layers[:-1])
+    with pytest.raises(ExportError, match=r"head \(not int8\)"):
+        read_onnx(apply_spec(float_model, short), spec, model.module, CEILING)
+    with pytest.raises(ExportError, match="9 layers"):
+        read_onnx(float_model, spec, model.module, CEILING)
+
+
+def test_another_precision_than_asked_is_found(model: LoadedModel, float_model: bytes) -> None:
+    half = QuantSpec("fp16", float_bits=16)
+    with pytest.raises(ExportError, match="fp16 was asked for"):
+        read_onnx(float_model, half, model.module, CEILING)
+    fp16 = apply_spec(float_model, half)
+    assert read_onnx(fp16, half, model.module, CEILING).input.dtype == "float32"
+    with pytest.raises(ExportError, match="numbers are float16"):
+        read_onnx(fp16, QuantSpec("fp32"), model.module, CEILING)
+    with pytest.raises(ExportError, match="holds int8 weights"):
+        read_onnx(apply_spec(float_model, dynamic_spec(model)), QuantSpec("fp32"), model.module, CEILING)
+
+
+def test_a_raised_ir_or_opset_is_found(model: LoadedModel, float_model: bytes) -> None:
+    def raise_ir(proto: Any) -> None:
+        proto.ir_version = 14
+
+    def raise_opset(proto: Any) -> None:
+        proto.opset_import[0].version = 23
+
+    for edit, expected in ((raise_ir, "IR 14"), (raise_opset, "opset 23")):
+        with pytest.raises(ExportError, match=expected):
+            read_onnx(edited(float_model, edit), QuantSpec("fp32"), model.module, CEILING)
+
+
+def test_external_data_and_foreign_domains_are_refused(model: LoadedModel, float_model: bytes) -> None:
+    def external(proto: Any) -> None:
+        proto.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+        entry = proto.graph.initializer[0].external_data.add()
+        entry.key, entry.value = "location", "../../etc/passwd"
+
+    def foreign(proto: Any) -> None:
+        proto.graph.node[0].domain = "com.microsoft"
+
+    with pytest.raises(ExportError, match="external data is refused"):
+        read_onnx(edited(float_model, external), QuantSpec("fp32"), model.module, CEILING)
+    with pytest.raises(ExportError, match=r"com\.microsoft"):
+        read_onnx(edited(float_model, foreign), QuantSpec("fp32"), model.module, CEILING)
+
+
+def test_a_layer_that_is_not_in_the_graph_is_named(float_model: bytes) -> None:
+    spec = QuantSpec("int8-dynamic", (LayerQuant("blocks.9.attn.qkv", "linear", False, 8, "dynamic"),))
+    with pytest.raises(ExportError, match=r"blocks\.9\.attn\.qkv .* is 0 times"):
+        apply_spec(float_model, spec)
+
+
+def test_grids_hold_zero_exactly() -> None:
+    for low, high in ((-1.0, 3.0), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0)):
+        scale, zero = activation_grid(low, high)
+        assert scale > 0 and 0 <= zero <= 255
+
+
+def test_a_dead_output_channel_quantizes_to_zero() -> None:
+    weight = np.array([[0.0, 0.0], [0.5, -1.0]], np.float32)
+    grid, scale = quantize_weight(weight)
+    assert grid[0].tolist() == [0, 0] and scale[0] == 1 and grid[1].tolist() == [64, -127]
