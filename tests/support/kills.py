@@ -38,7 +38,7 @@ class Tally:
 
     def text(self) -> str:
         kills = ", ".join(f"{n} × {what}" for what, n in sorted(self.killed.items()))
-        return f"{self.trials} trials: killed {kills or 'nothing'}; {self.done_before} ended before the kill; {self.runs} runs measured"
+        return f"{self.trials} trials: killed {kills or 'nothing'}; {self.done_before} ended before the kill; {self.runs} runs came home"
 
 
 class Trials:
@@ -58,7 +58,9 @@ class Trials:
             make_bundle(Signer(key), version=version, extra_blob=f'["{version}"]'.encode() + b" " * 2_000_000).write(folder / f"v{version}")
             for version in (1, 2)
         ]
-        self.command("deploy", str(self.bundles[0]), "local").wait(COMMAND_LIMIT_S)
+        self.time_command("deploy", self.bundles[0])
+        # How long each command takes when nobody is killed and the runtimes are proven: the moments are drawn over that time.
+        self.usual_s = {what: self.time_command(what, self.bundles[1]) for what in ("deploy", "bench")}
 
     def command(self, *argv: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -70,27 +72,34 @@ class Trials:
             start_new_session=True,
         )
 
+    @staticmethod
+    def argv(what: str, bundle: Path) -> list[str]:
+        return [what, str(bundle), "local", *(["--allow-older"] if what == "deploy" else ["--plan", "quick"])]
+
+    def time_command(self, what: str, bundle: Path) -> float:
+        began = time.monotonic()
+        status = self.command(*self.argv(what, bundle)).wait(COMMAND_LIMIT_S)
+        if status != 0:
+            self.problem(f"{what} ended with {status} though nobody was killed")
+        return time.monotonic() - began
+
     def one(self) -> None:
         """Start a command, kill somebody at a random moment, check."""
         what = self.random.choice(["deploy", "deploy", "bench"])
         victim = self.random.choice(["host", "agent"])
-        bundle = str(self.random.choice(self.bundles))
-        argv = ["deploy", bundle, "local", "--allow-older"] if what == "deploy" else ["bench", bundle, "local", "--plan", "quick"]
-        process = self.command(*argv)
-        deadline = time.monotonic() + self.random.uniform(0.1, 2.5 if what == "deploy" else 6.0)
-        while time.monotonic() < deadline and process.poll() is None:
+        process = self.command(*self.argv(what, self.random.choice(self.bundles)))
+        deadline = time.monotonic() + self.random.uniform(0.2, 0.8) * self.usual_s[what]
+        while process.poll() is None and (time.monotonic() < deadline or (victim == "agent" and not self.agents())):
             self.note_runs()
-            time.sleep(0.01)
+            time.sleep(0.005)
         self.tally.trials += 1
         if process.poll() is not None:
             self.tally.done_before += 1
         elif victim == "host":
             process.kill()
             self.tally.killed[f"host in {what}"] += 1
-        elif self.kill_agents():
-            self.tally.killed[f"agent in {what}"] += 1
         else:
-            self.tally.killed[f"agent in {what} (between its processes)"] += 1
+            self.tally.killed[f"agent in {what}"] += bool(self.kill_agents())
         try:
             process.wait(COMMAND_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -99,15 +108,23 @@ class Trials:
         self.note_runs()
         self.check_active()
 
-    def kill_agents(self) -> int:
-        """Every process of this agent's root: its commands, the server, the worker."""
-        count = 0
+    def agents(self) -> list[int]:
+        """Process ids of everything that works this agent's root: its commands, the server, the worker."""
+        found = []
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = entry.read_bytes().split(b"\0")
                 if str(self.root).encode() in words and b"-c" in words:
-                    os.kill(int(entry.parent.name), signal.SIGKILL)
-                    count += 1
+                    found.append(int(entry.parent.name))
+        return found
+
+    def kill_agents(self) -> int:
+        """Kill them all; how many there were."""
+        count = 0
+        for pid in self.agents():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                count += 1
         return count
 
     def note_runs(self) -> None:
