@@ -6,6 +6,7 @@ import contextlib
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 
 from edgevit.errors import Unreachable
 
@@ -60,6 +61,24 @@ def set_options(sock: socket.socket) -> None:
         # Not every system knows all four; the transport's own keep-alive deadline holds everywhere.
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def quick_ack_of(sock: object) -> Callable[[], None] | None:
+    """What makes the kernel acknowledge the packet just read at once; None where ``sock`` is no TCP socket of Linux.
+
+    sshd holds its second small answer back until the first is acknowledged (Nagle), and a kernel waits 40 ms before it does;
+    that would be paid for every program started. The option wears off, so it is set again after each packet.
+    """
+    option = getattr(socket, "TCP_QUICKACK", None)
+    if option is None or not isinstance(sock, socket.socket) or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+
+    def acknowledge() -> None:
+        # A socket closed in between needs no acknowledgement; whoever reads next learns that it is closed.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, 1)
+
+    return acknowledge
 
 
 class CommandSocket:

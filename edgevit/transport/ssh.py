@@ -34,7 +34,7 @@ from edgevit.errors import DeviceError, EdgevitError, HostKeyError, LoginError, 
 from edgevit.transport.hostkeypolicy import HostKeyPolicy, changed, check_host_key, wanted_types
 from edgevit.transport.hostkeys import HostKey, fingerprint_of, lines_for
 from edgevit.transport.prompts import Prompts
-from edgevit.transport.sockets import CommandSocket, open_socket
+from edgevit.transport.sockets import CommandSocket, open_socket, quick_ack_of
 from edgevit.transport.sshconfig import SshSettings, parse_hop, resolve
 from edgevit.transport.streams import READ_BYTES, LineFeed, Tail, signal_name
 
@@ -108,13 +108,16 @@ def lookup_in_config(text: str, host: str) -> dict[str, list[str]]:
 
 
 class _HeardPacketizer(Packetizer):
-    """Notes when the peer was last heard, for the keep-alive deadline."""
+    """Notes when the peer was last heard, for the keep-alive deadline, and acknowledges at once."""
 
     last_heard = 0.0
+    quick_ack: Callable[[], None] | None = None
 
     def read_message(self) -> Any:
         message = super().read_message()
         self.last_heard = time.monotonic()
+        if self.quick_ack is not None:
+            self.quick_ack()
         return message
 
 
@@ -138,6 +141,8 @@ class _Connection(paramiko.Transport):
     def __init__(self, sock: Any, settings: SshSettings, key_types: Sequence[str]) -> None:
         super().__init__(sock, packetizer_class=_HeardPacketizer)
         self.gave_up = ""
+        packetizer: Any = self.packetizer
+        packetizer.quick_ack = quick_ack_of(sock)
         self._watch_end = threading.Event()
         self._key_types = tuple(key_types)
         options = self.get_security_options()
