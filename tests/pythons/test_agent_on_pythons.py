@@ -1,0 +1,137 @@
+"""The agent on every Python that a device may have, each with the runtimes that Python really gets.
+
+The environments are made by ``python scripts/pythons.py``. Where one is missing the case is skipped with the command to
+type, and under continuous integration (``CI`` set) it fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from device_agents import wire
+from scripts.pythons import REQUIREMENTS, environment_python, is_ready
+from tests.support.agent_bundle import (
+    AgentProcess,
+    AgentRefused,
+    Signer,
+    TinyBundle,
+    make_bundle,
+    make_job,
+    make_signer,
+    tiny_onnx,
+)
+
+pytestmark = pytest.mark.pythons
+AGENT = Path(__file__).parent.parent.parent / "device_agents"
+
+
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    return make_signer(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def bundle(signer: Signer) -> TinyBundle:
+    return make_bundle(signer, tflite=True)
+
+
+@pytest.fixture(params=list(REQUIREMENTS))
+def version(request: pytest.FixtureRequest) -> str:
+    if not is_ready(request.param):
+        why = f"no environment for Python {request.param}: python scripts/pythons.py {request.param}"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    return str(request.param)
+
+
+def expected_runtimes(version: str) -> dict[str, str]:
+    """runtime → exact version where the requirements pin one, else empty."""
+    names = {"onnxruntime": "onnxruntime", "ai-edge-litert": "litert", "tflite-runtime": "tflite-runtime"}
+    found = {}
+    for requirement in REQUIREMENTS[version]:
+        for package, runtime in names.items():
+            if requirement.startswith(package):
+                found[runtime] = requirement.partition("==")[2]
+    return found
+
+
+def test_the_whole_path(version: str, tmp_path: Path, signer: Signer, bundle: TinyBundle) -> None:
+    agent = AgentProcess(tmp_path / "root", str(environment_python(version))).upload()
+    facts = wire.decode(wire.Facts, agent.call("probe"), "facts")
+    assert facts.python.rsplit(".", 1)[0] == version
+    there = {r.runtime: r for r in facts.runtimes}
+    wanted = expected_runtimes(version)
+    assert set(there) == set(wanted), facts.absent
+    for runtime, exact in wanted.items():
+        assert not exact or there[runtime].version == exact
+        cpu = "CPUExecutionProvider" if runtime == "onnxruntime" else "XNNPACK"
+        assert any(p.name == cpu and p.proven for p in there[runtime].providers), there[runtime]
+    agent.allow(signer)
+    assert agent.install(bundle)["installed"]
+    assert agent.install(bundle)["received_bytes"] == 0
+    assert agent.call("activate", stdin={"variant": wire.encode(bundle.variant()), "policy": "test"})["changed"]
+    tflite = [r for r in wanted if r != "onnxruntime"]
+    variants = [bundle.variant(), *(bundle.variant("tiny-tflite-fp32", r) for r in tflite)]
+    assert agent.call("submit", stdin=wire.encode(make_job(bundle, "run", *variants)))["queued"]
+    run = agent.follow("run")
+    assert run.status == "completed" and run.reason == ""
+    for measurement in run.measurements:
+        assert measurement.failure is None
+        (series,) = measurement.series
+        assert series.golden.passed and len(series.samples_ns) == 8
+        assert measurement.accuracy and measurement.accuracy.images == 32
+    assert run.measurements[0].accuracy and run.measurements[0].accuracy.correct == 29
+    assert agent.call("ack", "run")["acknowledged"]
+
+
+def test_wrong_models_are_found_on_it(version: str, tmp_path: Path, signer: Signer) -> None:
+    agent = AgentProcess(tmp_path / "root", str(environment_python(version))).upload()
+    agent.allow(signer)
+    bad = make_bundle(signer, onnx_model=tiny_onnx(zeroed=True))
+    agent.install(bad)
+    agent.call("submit", stdin=wire.encode(make_job(bad, "bad")))
+    failure = agent.follow("bad").measurements[0].failure
+    assert failure and failure.code == "golden-mismatch"
+
+
+def test_schemes_that_this_runtime_gets_wrong_are_refused(version: str, tmp_path: Path, signer: Signer) -> None:
+    if "tflite-runtime" not in expected_runtimes(version):
+        version_has_it = [v for v in REQUIREMENTS if "tflite-runtime" in expected_runtimes(v)]
+        assert version_has_it, "no environment has tflite-runtime any more"
+        return
+
+    def as_dynamic(document: dict[str, object]) -> None:
+        document["artifacts"][1]["scheme"] = "int8-dynamic"  # type: ignore[index]
+
+    agent = AgentProcess(tmp_path / "root", str(environment_python(version))).upload()
+    agent.allow(signer)
+    bundle = make_bundle(signer, tflite=True, change=as_dynamic)
+    agent.install(bundle)
+    variant = bundle.variant("tiny-tflite-fp32", "tflite-runtime")
+    with pytest.raises(AgentRefused) as caught:
+        agent.call("activate", stdin={"variant": wire.encode(variant), "policy": "test"})
+    assert caught.value.code == "scheme-refused"
+    agent.call("submit", stdin=wire.encode(make_job(bundle, "dynamic", variant)))
+    failure = agent.follow("dynamic").measurements[0].failure
+    assert failure and failure.code == "scheme-refused" and "garbage" in failure.message
+
+
+def test_every_module_compiles_on_it(version: str) -> None:
+    files = sorted(str(p) for p in AGENT.rglob("*.py"))
+    code = "import sys\nfor f in sys.argv[1:]: compile(open(f, encoding='utf-8').read(), f, 'exec')"
+    done = subprocess.run([str(environment_python(version)), "-c", code, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_old_pythons_say_that_they_are_old() -> None:
+    """The launcher's text must parse where nothing else of the agent does."""
+    from edgevit.agentpack import BOOTSTRAP, LAUNCHER
+
+    for text in (LAUNCHER, BOOTSTRAP):
+        ast.parse(text, feature_version=(3, 4))
