@@ -26,7 +26,7 @@ def provision(store: Store, console: Console, agent_sha256: str) -> Dict[str, An
     """Make ``ROOT/venv``, install into it, prove what came of it. The same request a second time installs nothing."""
     from device_agents.probe import find_runtimes
 
-    requirements, system_site = _parse_request(console.read_json("provision"))
+    requirements, system_site = parse_requirements(console.read_json("provision"))
     store.create()
     mark = store.venv_folder / "edgevit.json"
     wanted = json.dumps({"python": sys.version, "requirements": requirements, "system_site": system_site}, sort_keys=True)
@@ -57,7 +57,7 @@ def provision(store: Store, console: Console, agent_sha256: str) -> Dict[str, An
     return {"python": version, "runtimes": wire.encode(runtimes), "absent": absent}
 
 
-def _parse_request(request: Any) -> Any:
+def parse_requirements(request: Any) -> Any:
     if not isinstance(request, dict) or not set(request) <= {"requirements", "system_site"}:
         raise Refused("bad-request", 'provision: expected {"requirements": […], "system_site": true or false}')
     requirements, system_site = request.get("requirements", []), request.get("system_site", False)

@@ -1,0 +1,258 @@
+"""The agent's pure parts: preparing pixels, comparing outputs, timing, external data, and the pack itself."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from device_agents import golden, measure, pixels, wire
+from device_agents.errors import Refused, printable
+from device_agents.runtimes import check_scheme
+from device_agents.runtimes.onnx import refuse_external_data
+from edgevit.agentpack import LAUNCHER, agent_pyz
+from tests.support.agent_bundle import MEAN, SIDE, STD, normalised, tiny_images, tiny_onnx
+
+AGENT = Path(__file__).parent.parent.parent / "device_agents"
+PREPROCESSING = wire.Preprocessing(SIDE, SIDE, SIDE, "bilinear", "center", MEAN, STD)
+STRICT = wire.Tolerance(1e-3, 0.999, 0.01)
+
+
+# ---- pixels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_prepare(layout: str, dtype: str) -> None:
+    images = tiny_images(3)
+    x = pixels.prepare(images, PREPROCESSING, wire.TensorSpec("x", dtype, (1, 3, SIDE, SIDE), layout))
+    expected: Any = images.transpose(0, 3, 1, 2) if dtype == "uint8" else normalised(images).astype(dtype)
+    if layout == "NHWC":
+        expected = expected.transpose(0, 2, 3, 1)
+    assert x.dtype == dtype and x.flags.c_contiguous
+    np.testing.assert_array_equal(x, expected)
+
+
+def test_prepare_refuses_what_is_not_defined() -> None:
+    with pytest.raises(Refused, match="int8"):
+        pixels.prepare(tiny_images(1), PREPROCESSING, wire.TensorSpec("x", "int8", (1, 3, SIDE, SIDE), "NCHW"))
+
+
+def test_batches_fill_up_the_last() -> None:
+    found = [(index.tolist(), real) for index, real in pixels.batches(5, 2)]
+    assert found == [([0, 1], 2), ([2, 3], 2), ([4, 4], 1)]
+
+
+def test_a_pickle_is_never_loaded() -> None:
+    import io
+
+    out = io.BytesIO()
+    np.save(out, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(Refused) as caught:
+        pixels.parse_npy(out.getvalue(), "labels")
+    assert caught.value.code == "blob-damaged"
+
+
+# ---- golden ---------------------------------------------------------------------------------------------------------
+
+
+def recorded() -> Any:
+    return np.random.default_rng(3).normal(0, 4, (16, 10)).astype(np.float32)
+
+
+def test_equal_outputs_pass() -> None:
+    result = golden.compare(recorded(), recorded(), STRICT)
+    assert result.passed and result.max_relative == 0 and result.reason == ""
+
+
+BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "one value off": (lambda a: a + np.eye(16, 10, dtype=np.float32), "relative"),
+    "reversed": (lambda a: a[:, ::-1], "class"),
+    "all zero": (np.zeros_like, "cosine 0.0"),
+    "not a number": (lambda a: np.where(np.eye(16, 10) == 1, np.nan, a), "not a number"),
+    "infinite": (lambda a: np.where(np.eye(16, 10) == 1, np.inf, a), "infinite"),
+    "other shape": (lambda a: a[:, :9], "shape"),
+    "images in another order": (lambda a: np.roll(a, 1, 0), "class"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_outputs_fail(name: str) -> None:
+    change, words = BAD[name]
+    result = golden.compare(change(recorded()), recorded(), STRICT)
+    assert not result.passed and words in result.reason
+    assert wire.loads(wire.GoldenResult, wire.dumps(result), "x", 9999) == result
+
+
+def test_a_close_call_may_change_its_class() -> None:
+    near = np.array([[1.0, 1.005, 0.0]], np.float32)
+    flipped = np.array([[1.005, 1.0, 0.0]], np.float32)
+    tolerance = wire.Tolerance(None, 0.99, 0.01)
+    assert golden.compare(flipped, near, tolerance).passed
+    assert not golden.compare(flipped, near, wire.Tolerance(None, 0.99, 0.001)).passed
+
+
+# ---- measure --------------------------------------------------------------------------------------------------------
+
+
+def test_both_lower_bounds_hold() -> None:
+    calls: list[int] = []
+    start = time.perf_counter()
+    samples = measure.time_calls(calls.append, 1, 10, 0.05, 10.0, lambda n: None)
+    assert time.perf_counter() - start >= 0.05 and len(samples) == len(calls) >= 10
+    assert len(measure.time_calls(calls.append, 1, 10, 0.0, 10.0, lambda n: None)) == 10
+
+
+def test_the_upper_bound_holds_and_one_sample_is_taken_at_least() -> None:
+    nap = 0.01
+    samples = measure.time_calls(lambda x: time.sleep(nap), 0, 1000, 0.0, 0.03, lambda n: None)
+    assert 1 <= len(samples) <= 4 and min(samples) >= nap * 1e9
+    assert len(measure.time_calls(lambda x: time.sleep(nap), 0, 5, 0.0, 0.001, lambda n: None)) == 1
+
+
+def test_kernel_files() -> None:
+    assert measure.parse_busy_cpu("cpu  100 0 50 1000 30 5 5 10 0 0\ncpu0 1", 100) == pytest.approx(1.70)
+    assert measure.parse_busy_cpu("", 100) is None
+    assert measure.parse_swapped_pages("pswpin 3\npswpout 4\nother 1\n") == 7
+    assert measure.parse_swapped_pages("nothing 1\n") is None
+    assert (measure.peak_mb() or 0) >= (measure.resident_mb() or 0) * 0.9 > 1
+
+
+def test_between_two_moments() -> None:
+    a = measure.Moment(0, 0, 1.0, 10.0, 5)
+    b = measure.Moment(2 * 10**9, 2 * 10**9 + 3 * 10**8, 3.0, 13.0, 9)
+    assert measure.compare_moments(a, b) == measure.Between(1.0, 0.5, 4, 300.0)
+    short = measure.Moment(10**8, 10**8, 1.1, 10.1, 5)
+    assert measure.compare_moments(a, short).foreign_cpu is None, "ten ticks are no measurement"
+
+
+# ---- runtimes -------------------------------------------------------------------------------------------------------
+
+
+def external(where: str) -> bytes:
+    """An ONNX file one of whose tensors lies in another file."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "/etc/passwd"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    inner = helper.make_graph([helper.make_node("Identity", ["w"], ["z"])], "inner", [], [], [tensor])
+    nodes, initializers = [helper.make_node("Add", ["x", "w"], ["y"])], [tensor]
+    if where == "attribute":
+        nodes, initializers = [helper.make_node("Constant", [], ["y"], value=tensor)], []
+    if where == "subgraph":
+        nodes, initializers = [helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)], []
+    graph = helper.make_graph(nodes, "g", [x], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])], initializers)
+    if where == "sparse":
+        sparse = onnx.SparseTensorProto(values=tensor, indices=tensor, dims=[1])
+        graph = helper.make_graph(nodes, "g", [x], [], sparse_initializer=[sparse])
+    model = helper.make_model(graph)
+    if where == "function":
+        function = helper.make_function("d", "f", [], ["y"], [helper.make_node("Constant", [], ["y"], value=tensor)], [])
+        model = helper.make_model(helper.make_graph([], "g", [x], []), functions=[function])
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute", "subgraph", "sparse", "function"])
+def test_external_data_is_refused_wherever_it_hides(where: str) -> None:
+    with pytest.raises(Refused, match="another file"):
+        refuse_external_data(external(where))
+
+
+def test_ordinary_files_pass_and_torn_ones_do_not() -> None:
+    refuse_external_data(tiny_onnx())
+    for cut in range(1, len(tiny_onnx()), 97):
+        try:
+            refuse_external_data(tiny_onnx()[:cut])
+        except Refused as e:
+            assert "cut short" in str(e) or "not a protobuf" in str(e)
+
+
+def test_known_wrong_schemes() -> None:
+    check_scheme("litert", "int8-dynamic")
+    check_scheme("tflite-runtime", "int8-static")
+    for scheme in ("int8-dynamic", "int4-weights"):
+        with pytest.raises(Refused) as caught:
+            check_scheme("tflite-runtime", scheme)
+        assert caught.value.code == "scheme-refused"
+
+
+# ---- the pack -------------------------------------------------------------------------------------------------------
+
+
+def test_the_pack_depends_on_its_sources_alone(tmp_path: Path) -> None:
+    pack = agent_pyz()
+    assert hashlib.sha256(pack.data).hexdigest() == pack.sha256
+    code = "import edgevit.agentpack as a; print(a.agent_pyz().sha256)"
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": seed}, cwd=AGENT.parent
+        )
+        assert done.stdout.strip() == pack.sha256, done.stderr
+    (tmp_path / "a.pyz").write_bytes(pack.data)
+    with zipfile.ZipFile(tmp_path / "a.pyz") as archive:
+        names = archive.namelist()
+        assert names == sorted(names) and archive.read("device_agents/launcher.txt").decode() == LAUNCHER
+        assert all(n.endswith((".py", "launcher.txt")) for n in names)
+        assert {i.date_time for i in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    assert len(pack.data) < 300_000, "the agent crosses slow links at every change of it"
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 8))):
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+ALLOWED = {"numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime", "device_agents", "typing_extensions"}
+
+
+def test_the_agent_needs_the_standard_library_numpy_and_a_runtime() -> None:
+    for path in sorted(AGENT.rglob("*.py")):
+        foreign = imports_of(path) - set(sys.stdlib_module_names) - ALLOWED
+        assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_commands_that_serve_no_model_import_neither_numpy_nor_a_runtime() -> None:
+    modules = [
+        "activate",
+        "console",
+        "install",
+        "probe",
+        "provision",
+        "serve",
+        "job",
+        "spool",
+        "supervise",
+        "sshsig",
+        "verdict",
+    ]
+    names = ", ".join("device_agents." + m for m in modules)
+    code = f"import sys, {names}; print([m for m in {sorted(ALLOWED)} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=AGENT.parent)
+    assert done.stdout.strip() == "['device_agents']", done.stderr
+
+
+def test_printable() -> None:
+    text = printable("a\x00b\ud800c\n\té")
+    assert text == "a\ufffdb\ufffdc\n\té"
+    wire.decode(wire.Refusal, wire.encode(Refused("io-error", "\x00" * 30_000).to_wire()), "refusal")
+    with pytest.raises(ValueError, match="not a refusal code"):
+        Refused("made-up", "")
