@@ -207,6 +207,7 @@ def test_killed_between_result_and_queue(agent: AgentProcess, bundle: TinyBundle
     """The moment after the result is on the disk and before the queue file is gone."""
     job = make_job(bundle, "between")
     first = run(agent, job)
+    wait_for(lambda: not processes(agent, "serve"), "the first server's end")
     (agent.root / "queue" / "between.json").write_bytes(wire.dumps(job))
     assert agent.call("serve", "--once")["served"] == 1
     assert agent.follow("between") == first

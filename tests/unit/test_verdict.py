@@ -46,8 +46,8 @@ def verdict(
     m = wire.Measurement(VARIANT, "m", "fp32", "b", "onnx", "fp32", "0" * 64, 1, 1, measured, None, "not asked", failure)
     job = wire.Job(wire.JOB_SCHEMA, "r", "b", "t", "now", "me", PLAN, (VARIANT,), 60.0)
     facts = wire.Facts(
-        schema=wire.FACTS_SCHEMA, agent_version=1, agent_sha256="", hostname="h", board_model=None, os_name=None, kernel="6",
-        machine="aarch64", cpu_model=None, cpu_count=cpu_count, cpu_features=(), python="3.11.2", runtime_python=None, libc=None,
+        schema=wire.FACTS_SCHEMA, agent_version=1, agent_sha256="", hostname="h", board_model=None, os_name=None,
+        kernel="6", machine="aarch64", cpu_model=None, cpu_count=cpu_count, cpu_features=(), python="3.11.2", runtime_python=None, libc=None,
         jetpack=None, memory_mb=None, disk_free_mb=1, clock_utc="now", boot_id=None, numpy=None, runtimes=(), sensors=(),
         ssh_keygen=None, signers=0, bundles=(), active=None, waiting_runs=(), absent={},
     )  # fmt: skip
