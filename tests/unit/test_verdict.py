@@ -47,9 +47,10 @@ def verdict(
     job = wire.Job(wire.JOB_SCHEMA, "r", "b", "t", "now", "me", PLAN, (VARIANT,), 60.0)
     facts = wire.Facts(
         schema=wire.FACTS_SCHEMA, agent_version=1, agent_sha256="", hostname="h", board_model=None, os_name=None,
-        kernel="6", machine="aarch64", cpu_model=None, cpu_count=cpu_count, cpu_features=(), python="3.11.2", runtime_python=None, libc=None,
-        jetpack=None, memory_mb=None, disk_free_mb=1, clock_utc="now", boot_id=None, numpy=None, runtimes=(), sensors=(),
-        ssh_keygen=None, signers=0, bundles=(), active=None, waiting_runs=(), absent={},
+        kernel="6", machine="aarch64", cpu_model=None, cpu_count=cpu_count, cpu_features=(), python="3.11.2",
+        runtime_python=None, libc=None, jetpack=None, memory_mb=None, disk_free_mb=1, clock_utc="now", boot_id=None,
+        numpy=None, runtimes=(), sensors=(), ssh_keygen=None, signers=0, bundles=(), active=None, waiting_runs=(),
+        absent={},
     )  # fmt: skip
     return judge(wire.Run(wire.RUN_SCHEMA, job, "completed", "", 1, "a", "b", facts, governor, (m,)), m)
 
