@@ -99,7 +99,9 @@ class ArtifactMaker:
             notes=(source, *read.notes, *oldest.notes, *refusals(format_, scheme)),
         )
         ran = "".join(f", ran in {c.runtime} {c.version}" for c in oldest.checked) + "".join(f"; {n}" for n in oldest.notes)
-        done = f"{name}: {len(model) / 1e6:.2f} MB, cosine ≥ {parity.min_cosine:.4f}, top-1 agreement {parity.top1_agreement:.1%}"
+        done = (
+            f"{name}: {len(model) / 1e6:.2f} MB, cosine ≥ {parity.min_cosine:.4f}, top-1 agreement {parity.top1_agreement:.1%}"
+        )
         self.on_progress.finish(name, done + ran)
         return MadeArtifact(artifact, model, golden)
 
@@ -109,15 +111,18 @@ class ArtifactMaker:
             from edgevit.export import onnx
             from edgevit.export.readback import read_onnx
 
-            model = onnx.apply_spec(self._float_model("onnx", onnx), spec)
+            float_model = self._float_model("onnx", onnx)
+            model = onnx.apply_spec(float_model, spec, module, self.calibration.pixels, self.state.preprocessing)
             ceiling = onnx_ceiling(tuple(fits))
             allowed = (onnx.IR_VERSION, onnx.OPSET) if ceiling is None else (ceiling.ir_version, ceiling.opset)
-            return model, read_onnx(model, spec, module, allowed)
+            return model, read_onnx(model, float_model, spec, allowed)
         from edgevit.export import tflite
         from edgevit.export.readback_tflite import read_tflite
 
         float_model = self._float_model("tflite", tflite)
-        model = tflite.apply_spec(float_model, spec, module, self.calibration.pixels, self.state.preprocessing, self.on_progress)
+        model = tflite.apply_spec(
+            float_model, spec, module, self.calibration.pixels, self.state.preprocessing, self.on_progress
+        )
         return model, read_tflite(model, float_model, spec, module)
 
     def _float_model(self, format_: str, exporter: Any) -> bytes:
@@ -138,7 +143,9 @@ def fitting_profiles(format_: str, scheme: str, profiles: Sequence[Profile]) -> 
         p
         for p in profiles
         if any(
-            o.runtime in wire.RUNTIMES_OF_FORMAT[format_] and scheme not in o.refuses and scheme not in NEVER_RIGHT.get(o.runtime, ())
+            o.runtime in wire.RUNTIMES_OF_FORMAT[format_]
+            and scheme not in o.refuses
+            and scheme not in NEVER_RIGHT.get(o.runtime, ())
             for o in p.runtimes
         )
     )

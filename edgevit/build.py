@@ -1,7 +1,7 @@
 """The only composer: model, recipe, profiles and data → one signed bundle.
 
-compress → rewrite → quantize → export → read back → parity → golden → pack. Everything slow is kept by digest: a second build of
-the same thing reads its manifest and blobs from the cache, imports neither torch nor timm, and keeps its version.
+compress → rewrite → quantize → export → read back → parity → golden → pack. Everything slow is kept by digest: a second build
+of the same thing reads its manifest and blobs from the cache, imports neither torch nor timm, and keeps its version.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -38,8 +38,8 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build. ``calib_data`` serves calibration, parity and golden images; without it ``eval_data`` serves the last two,
-    without either they are seeded synthetic images. ``name`` replaces ``<model>.<recipe>`` as the bundle's name."""
+    """What to build. ``calib_data`` serves calibration, parity and golden images; without it ``eval_data`` serves the last
+    two; without either they are seeded synthetic images. ``name`` replaces ``<model>.<recipe>`` as the bundle's name."""
 
     source: ModelSource
     recipe: Recipe
@@ -54,8 +54,8 @@ class BuildRequest:
 def build_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: Progress) -> Bundle:
     """Build, check and sign one bundle into ``out``.
 
-    Raises :class:`UsageError` and its kin for what a person asked wrongly, :class:`BuildError` for a step, exporter or gate that
-    failed. Nothing is written to ``out`` unless all of it is right.
+    Raises :class:`UsageError` and its kin for what a person asked wrongly, :class:`BuildError` for a step, exporter or gate
+    that failed. Nothing is written to ``out`` unless all of it is right.
     """
     _check_request(request)
     cache = Cache()
@@ -103,14 +103,18 @@ def _load(request: BuildRequest, on_progress: Progress) -> LoadedModel:
     on_progress.start("model", f"loading {request.source.name}")
     model = load_model(request.source)
     told = ", ".join(f"{k}={v}" for k, v in model.info.overrides.items())
-    on_progress.finish("model", f"{request.source.name}: {model.info.classes} classes, {model.info.parameters:,} parameters {told}")
+    on_progress.finish(
+        "model", f"{request.source.name}: {model.info.classes} classes, {model.info.parameters:,} parameters {told}"
+    )
     return model
 
 
 def _key(request: BuildRequest, identity: str, cache: Cache) -> str:
     from edgevit.export.oldest import find_interpreter, oldest_runtimes
 
-    data = [None if path is None else [path.name, open_data(path, cache).digest] for path in (request.eval_data, request.calib_data)]
+    data = [
+        None if path is None else [path.name, open_data(path, cache).digest] for path in (request.eval_data, request.calib_data)
+    ]
     wanted = [pair for f in request.formats for pair in oldest_runtimes(f, request.recipe.scheme, request.profiles)]
     return digest_of(
         "bundle",
@@ -132,7 +136,20 @@ def _code_digest() -> str:
     import edgevit
 
     here = Path(edgevit.__file__).parent
-    names = ("build artifacts data golden labels macs model quantspec recipe timmsource torchsetup weights".split())
+    names = [
+        "build",
+        "artifacts",
+        "data",
+        "golden",
+        "labels",
+        "macs",
+        "model",
+        "quantspec",
+        "recipe",
+        "timmsource",
+        "torchsetup",
+        "weights",
+    ]
     files = [here / f"{n}.py" for n in names] + [Path(device_agents.__file__).parent / "wire.py"]
     for folder in ("compress", "rewrite", "export"):
         files += sorted((here / folder).glob("*.py"))
@@ -182,7 +199,9 @@ def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on
         else:
             made.append(result)
     if not made:
-        raise BuildError(f"no artifact fits any of the profiles asked for: {'; '.join(skipped)}", hint="edgevit profiles show NAME")
+        raise BuildError(
+            f"no artifact fits any of the profiles asked for: {'; '.join(skipped)}", hint="edgevit profiles show NAME"
+        )
     return _pack(request, model, state.reports, images, made, cache, key, on_progress)
 
 
@@ -194,7 +213,9 @@ def _gather(request: BuildRequest, model: LoadedModel, cache: Cache, on_progress
     if request.eval_data is not None:
         evaluation = _matched(open_data(request.eval_data, cache), model)
         if evaluation.labels is None:
-            raise DataError(f"{request.eval_data} has no labels; --eval counts right answers", hint="give it as --calib instead")
+            raise DataError(
+                f"{request.eval_data} has no labels; --eval counts right answers", hint="give it as --calib instead"
+            )
     calibration_set = None if request.calib_data is None else _matched(open_data(request.calib_data, cache), model)
     source = calibration_set or evaluation
     needed = request.recipe.quantize.images if request.recipe.quantize.needs_images else 0
@@ -329,11 +350,3 @@ def _blob(content: Path | bytes) -> wire.Blob:
 def bundle_name(model: str, recipe: str) -> str:
     """``<model>.<recipe>`` with whatever a bundle name may not hold turned into ``-``."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{model}.{recipe}").lstrip("._+-")[:200]
-
-
-def describe(manifest: wire.Manifest) -> Mapping[str, str]:
-    """Artifact name → one line on what it is, for people."""
-    return {
-        a.name: f"{a.format} {a.scheme}, {a.blob.size / 1e6:.2f} MB, parity cosine ≥ {a.parity.min_cosine:.4f}, fits {', '.join(a.fits)}"
-        for a in manifest.artifacts
-    }

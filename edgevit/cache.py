@@ -136,9 +136,20 @@ def digest_of(*parts: Any) -> str:
 @lru_cache(maxsize=1)
 def tool_versions() -> dict[str, str]:
     """Version of every installed tool that can change what a build writes, read without importing any of them."""
-    names = (
-        "edgevit torch torchvision timm onnx onnxscript onnxruntime numpy pillow litert-torch ai-edge-litert ai-edge-quantizer"
-    ).split()
+    names = [
+        "edgevit",
+        "torch",
+        "torchvision",
+        "timm",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "numpy",
+        "pillow",
+        "litert-torch",
+        "ai-edge-litert",
+        "ai-edge-quantizer",
+    ]
     found = {}
     for name in names:
         try:

@@ -95,7 +95,9 @@ def match_labels(images: ImageSet, classes: int, model_names: Sequence[Sequence[
     if images.class_names is None:
         for item, label in zip(images.items, images.labels, strict=True):
             if not 0 <= label < classes:
-                raise DataError(f"{item.where}: got label {label}, expected 0 to {classes - 1}, the {classes} classes of {model}")
+                raise DataError(
+                    f"{item.where}: got label {label}, expected 0 to {classes - 1}, the {classes} classes of {model}"
+                )
         return images
     used = sorted({i.label or "" for i in images.items})
     for scheme in model_names:
@@ -113,7 +115,9 @@ def match_labels(images: ImageSet, classes: int, model_names: Sequence[Sequence[
     item = next(i for i in images.items if i.label not in known)
     near = difflib.get_close_matches(item.label or "", list(model_names[0]), n=1, cutoff=0.5)
     tail = f"; did you mean {near[0]!r}?" if near else f"; {model} knows {', '.join(list(model_names[0])[:5])} …"
-    raise DataError(f"{item.where}: no class named {item.label!r}{tail}", hint="give the model's class names with --labels FILE")
+    raise DataError(
+        f"{item.where}: no class named {item.label!r}{tail}", hint="give the model's class names with --labels FILE"
+    )
 
 
 def pixels(

@@ -40,7 +40,7 @@ def choose_golden(available: int, batch: int) -> list[int]:
 
 
 def synthetic_images(count: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Seeded images with structure at several scales: smooth colour fields plus noise, so that no channel or corner is alike."""
+    """Seeded images with structure at several scales, colour fields plus noise: no channel and no corner is alike."""
     import numpy as np
 
     rng = np.random.default_rng(SEED)

@@ -13,8 +13,8 @@ _MAX_NAME = 200
 
 
 def read_labels(path: Path | None, classes: int, model: str) -> tuple[str, ...] | None:
-    """Names in class order from ``path`` (a text of one a line, or a JSON list or {index: name}); without a file the ImageNet-1k
-    names for 1,000 classes, else None. Raises :class:`ModelError` for a file that does not name every class once."""
+    """Names in class order from ``path`` (a text of one a line, or a JSON list or {index: name}); without a file the
+    ImageNet-1k names for 1,000 classes, else None. Raises :class:`ModelError` for a file that does not name every class."""
     if path is None:
         return imagenet_names() if classes == IMAGENET_CLASSES else None
     try:
@@ -43,7 +43,9 @@ def _from_json(path: Path, text: str) -> list[str]:
         elif all(isinstance(v, int) for v in value.values()):
             value = {v: k for k, v in value.items()}
         if sorted(value, key=str) != sorted(range(len(value)), key=str):
-            raise ModelError(f"{path}: got keys {', '.join(map(str, list(value)[:5]))} …, expected the indices 0 to {len(value) - 1}")
+            raise ModelError(
+                f"{path}: got keys {', '.join(map(str, list(value)[:5]))} …, expected the indices 0 to {len(value) - 1}"
+            )
         value = [value[i] for i in range(len(value))]
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise ModelError(f"{path}: expected a list of names, or names by index")

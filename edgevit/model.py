@@ -148,7 +148,7 @@ def _call_factory(source: ModelSource, overrides: dict[str, str]) -> tuple[Any, 
         arguments.setdefault("num_classes", source.num_classes)
     try:
         module = factory(**arguments)
-    except Exception as e:  # noqa: BLE001 - a person's own code may raise anything; it is named and raised typed
+    except Exception as e:
         raise ModelError(f"{source.name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())}) raised {_said(e)}") from e
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{source.name} returned {type(module).__name__}, expected a torch.nn.Module")
@@ -216,14 +216,16 @@ def _classes_by_running(module: Any, preprocessing: Preprocessing, name: str) ->
     try:
         with torch.no_grad():
             output = module(image)
-    except Exception as e:  # noqa: BLE001 - a person's own forward may raise anything; it is named and raised typed
+    except Exception as e:
         raise ModelError(f"{name} failed on one {preprocessing.height}×{preprocessing.width} image: {_said(e)}") from e
     if not isinstance(output, torch.Tensor):
-        raise ModelError(f"{name} returned {type(output).__name__} for one image, expected a (1, classes) float tensor of logits")
+        raise ModelError(
+            f"{name} returned {type(output).__name__} for one image, expected a (1, classes) float tensor of logits"
+        )
     if output.ndim != 2 or output.shape[0] != 1 or output.shape[1] < 2 or not output.is_floating_point():
         raise ModelError(
-            f"{name} returned {output.dtype} of shape {tuple(output.shape)} for one image, expected a (1, classes) float tensor "
-            f"with at least two classes"
+            f"{name} returned {output.dtype} of shape {tuple(output.shape)} for one image, expected a (1, classes) float "
+            f"tensor with at least two classes"
         )
     if not bool(torch.isfinite(output).all()):
         raise ModelError(f"{name} returned NaN or infinity for a black image")

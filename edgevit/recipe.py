@@ -31,7 +31,9 @@ class StepEntry(BaseModel):
         given = [k for k in type(self).model_fields if getattr(self, k) is not None]
         if len(given) != 1:
             kinds = ", ".join(type(self).model_fields)
-            raise ValueError(f"got {len(given)} kinds of step ({', '.join(given) or 'none'}), expected one of {kinds} in each entry")
+            raise ValueError(
+                f"got {len(given)} kinds of step ({', '.join(given) or 'none'}), expected one of {kinds} in each entry"
+            )
         return self
 
     @property

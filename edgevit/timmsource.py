@@ -50,7 +50,9 @@ def _known_name(name: str, state: Mapping[str, Any] | None, overrides: dict[str,
     timm = import_timm()
     base = name.split(".")[0]
     if not timm.is_model(base):
-        raise UnknownName("timm model", base, timm.list_models(), hint="edgevit build package.module:factory for a model of your own")
+        raise UnknownName(
+            "timm model", base, timm.list_models(), hint="edgevit build package.module:factory for a model of your own"
+        )
     distilled = base.replace("deit_", "deit_", 1).replace("_patch", "_distilled_patch", 1)
     if state is not None and "dist_token" in state and "distilled" not in base and timm.is_model(distilled):
         overrides["architecture"] = f"{distilled}, since the weights hold a distillation token"
@@ -84,7 +86,7 @@ def _create(name: str, arguments: Mapping[str, Any], source: ModelSource) -> Any
         return timm.create_model(name, pretrained=source.pretrained, **arguments)
     except TypeError as e:
         raise ModelError(f"{name} does not take {', '.join(f'{k}={v}' for k, v in arguments.items())}: {e}") from e
-    except Exception as e:  # noqa: BLE001 - hub and model code raise anything; it is named and raised typed
+    except Exception as e:
         said = str(e).strip().split("\n")[0][:300]
         if source.pretrained:
             raise ModelError(

@@ -56,7 +56,7 @@ def import_timm() -> ModuleType:
 
 def _import_torchvision(torch: ModuleType) -> None:
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except ModuleNotFoundError as e:
         if e.name != "torchvision":
             raise

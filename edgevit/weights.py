@@ -18,8 +18,8 @@ _SHOWN = 5
 def read_weights(path: Path, unsafe_pickle: bool = False) -> dict[str, Any]:
     """Tensors by name from a safetensors or ``.pth``/``.pth.tar`` file, with a ``module.`` prefix dropped.
 
-    Raises :class:`ModelError` for a file that is absent, truncated, a web page, or holds no weights, and for one that needs full
-    unpickling unless ``unsafe_pickle`` allows it.
+    Raises :class:`ModelError` for a file that is absent, truncated, a web page, or holds no weights, and for one that needs
+    full unpickling unless ``unsafe_pickle`` allows it.
     """
     if not path.is_file():
         raise ModelError(f"no weights at {path}", hint=f"ls {path.parent}")

@@ -28,8 +28,8 @@ class QuantizeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: Precision = Field(description="what weights and activations become")
-    ranges: Literal["minmax", "mse"] = Field(
-        default="mse", description="int8-static: how activation ranges are chosen from the calibration images"
+    ranges: Literal["minmax", "mean", "error"] = Field(
+        default="error", description="int8-static: how activation ranges are chosen from the calibration images"
     )
     images: int = Field(default=256, ge=16, le=4096, description="int8-static: how many calibration images are used at most")
 
@@ -58,7 +58,9 @@ def quantize(state: Compressed, config: QuantizeConfig, data: CalibrationData, o
         layers = tuple(LayerQuant(n, kind, dw, 8, "dynamic") for n, kind, dw in found)
         spec = QuantSpec("int8-dynamic", layers)
         details = {one.name: "weights int8 per channel, activations int8 at run time" for one in layers}
-        report = StepReport("quantize", len(layers), f"int8-dynamic: {len(layers)} linear layers, convolutions stay float", details)
+        report = StepReport(
+            "quantize", len(layers), f"int8-dynamic: {len(layers)} linear layers, convolutions stay float", details
+        )
         return replace(state, spec=spec).reported(report)
     return _static(state, config, data, found, on_progress)
 
@@ -95,7 +97,7 @@ def _static(
         raise BuildError("int8-static applies to no layer: none of them ran on the calibration images")
     spec = QuantSpec("int8-static", layers, calibration_images=len(pixels), ranges=config.ranges)
     details: dict[str, Any] = {n: ranges[n].describe() for n, _, _ in found if n in ranges}
-    details.update({n: "never ran: stays float" for n in unused})
+    details.update(dict.fromkeys(unused, "never ran: stays float"))
     summary = f"int8-static: {len(layers)} linear{_or_conv(config)} layers, {config.ranges} ranges over {len(pixels)} images"
     return replace(state, spec=spec).reported(StepReport("quantize", len(layers), summary, details))
 

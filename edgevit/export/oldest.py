@@ -29,7 +29,7 @@ RUNTIMES_VARIABLE = "EDGEVIT_RUNTIMES"
 TIMEOUT_SECONDS = 300.0
 
 # Parses under Python 3.8, needs numpy and one runtime. argv: runtime, model, inputs.npy, outputs.npy; prints versions.
-_RUNNER = '''
+_RUNNER = """
 import platform, sys
 import numpy as np
 runtime, model, source, sink = sys.argv[1:5]
@@ -63,7 +63,7 @@ else:
         rows.append(interpreter.get_tensor(o).copy())
 np.save(sink, np.stack(rows).astype(np.float32))
 print(version, platform.python_version())
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,8 @@ def _run(
             raise ExportError(f"{python} could not be started: {e}") from e
         if done.returncode != 0 or not sink.is_file():
             tail = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-            raise ExportError(f"{runtime} {version}, the oldest its profiles allow, refuses the {format_} file: {tail[0][:400]}")
+            raise ExportError(
+                f"{runtime} {version}, the oldest its profiles allow, refuses the {format_} file: {tail[0][:400]}"
+            )
         words = done.stdout.split()
         return np.load(sink), words[-2], words[-1]

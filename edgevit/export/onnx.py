@@ -56,7 +56,7 @@ def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: i
         )
     except ModuleNotFoundError as e:
         raise MissingExtra(e.name or "onnxscript", "build") from e
-    except Exception as e:  # noqa: BLE001 - torch's exporter raises anything; it is named and raised typed
+    except Exception as e:
         raise ExportError(f"torch could not export the module to ONNX: {_first_line(e)}") from e
     if program is None:
         raise ExportError("torch.onnx.export returned nothing, expected an ONNX program")
@@ -70,6 +70,9 @@ def _canonical(model: Any) -> bytes:
     renamed: dict[str, str] = {}
     for node in graph.node:
         layer = layer_of(node)
+        if layer is None and node.op_type in _MATRIX_OPS and node.input[1] in weights:
+            # A convolution that took in its BatchNorm lost its own note and kept the name of its weight.
+            layer = node.input[1].removesuffix(".weight") if node.input[1].endswith(".weight") else None
         if layer and node.op_type in _MATRIX_OPS:
             node.name = f"{layer}/{node.op_type}"
             if node.op_type == "MatMul" and node.input[1] in weights and f"{layer}.weight" not in weights:
@@ -108,8 +111,14 @@ def _write(model: Any) -> bytes:
     return data
 
 
-def apply_spec(float_model: bytes, spec: QuantSpec) -> bytes:
-    """The float file with ``spec`` carried out. Raises :class:`ExportError` where a layer of the spec is not in the graph."""
+def apply_spec(
+    float_model: bytes, spec: QuantSpec, module: torch.nn.Module, pixels: NDArray[np.uint8], preprocessing: Preprocessing
+) -> bytes:
+    """The float file with ``spec`` carried out; ``pixels`` (N, height, width, 3) are looked at only where a static convolution
+    took in its BatchNorm, so that its output is no longer the module's.
+
+    Raises :class:`ExportError` where a layer of the spec is not in the graph.
+    """
     if spec.scheme == "fp32":
         return float_model
     onnx = _onnx()
@@ -117,9 +126,22 @@ def apply_spec(float_model: bytes, spec: QuantSpec) -> bytes:
     if spec.scheme == "fp16":
         return _to_fp16(model)
     writer = _IntegerWriter(model)
+    folded = writer.folded_convolutions(spec, module)
+    if folded:
+        from edgevit.export.onnx_calibrate import observe_outputs
+
+        writer.output_ranges = observe_outputs(
+            float_model, writer.outputs_of(folded), pixels[: spec.calibration_images], preprocessing
+        )
     for layer in spec.layers:
         writer.quantize(layer)
     return _write(writer.finish())
+
+
+def float_weights(float_model: bytes, spec: QuantSpec) -> dict[str, NDArray[np.float32]]:
+    """Layer of the spec → its (out, …) weight as the float file holds it, normalisation folded in where the exporter did so."""
+    writer = _IntegerWriter(_onnx().load_model_from_string(float_model))
+    return {layer.name: writer.weight_of(writer.find(layer)) for layer in spec.layers}
 
 
 def _to_fp16(model: Any) -> bytes:
@@ -145,12 +167,27 @@ class _IntegerWriter:
         self.nodes = {n.name: n for n in model.graph.node}
         self.replaced: dict[str, list[Any]] = {}
         self.added: dict[str, Any] = {}
+        self.output_ranges: dict[str, tuple[float, float]] = {}
 
-    def quantize(self, layer: LayerQuant) -> None:
+    def find(self, layer: LayerQuant) -> Any:
+        """The node that carries out ``layer``."""
         found = [n for op in _MATRIX_OPS if (n := self.nodes.get(f"{layer.name}/{op}")) is not None]
         if len(found) != 1:
             raise ExportError(f"the layer {layer.name} of the QuantSpec is {len(found)} times in the ONNX graph, expected once")
-        node = found[0]
+        return found[0]
+
+    def folded_convolutions(self, spec: QuantSpec, module: Any) -> list[str]:
+        """Convolutions of the spec whose weight in the graph is not the module's own."""
+        import numpy as np
+
+        found = [(one.name, self.weight_of(self.find(one))) for one in spec.layers if one.kind == "conv"]
+        return [n for n, weight in found if not np.array_equal(weight, module.get_submodule(n).weight.detach().numpy())]
+
+    def outputs_of(self, layers: list[str]) -> dict[str, str]:
+        return {name: self.nodes[f"{name}/Conv"].output[0] for name in layers}
+
+    def quantize(self, layer: LayerQuant) -> None:
+        node = self.find(layer)
         if node.op_type == "Conv":
             self.replaced[node.name] = self._static_conv(layer, node)
             return
@@ -178,16 +215,20 @@ class _IntegerWriter:
 
     def _matrix(self, node: Any) -> tuple[NDArray[np.float32], str | None]:
         """(out, in) weight and the name of the bias of a MatMul or Gemm with a constant weight."""
+        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] else None
+        return self.weight_of(node), bias
+
+    def weight_of(self, node: Any) -> NDArray[np.float32]:
+        """The constant (out, …) weight of a matrix node, whichever way the operator stores it."""
         if node.input[1] not in self.weights:
             raise ExportError(f"the weight of {node.name} is not a constant of the graph")
-        weight = self.onnx.numpy_helper.to_array(self.weights[node.input[1]])
+        weight: NDArray[np.float32] = self.onnx.numpy_helper.to_array(self.weights[node.input[1]])
+        if node.op_type != "Gemm":
+            return weight.T if node.op_type == "MatMul" else weight
         attributes = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "MatMul":
-            return weight.T, None
         if attributes.get("transA") or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
             raise ExportError(f"{node.name} is a Gemm with {attributes}, expected a plain linear layer")
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-        return (weight if attributes.get("transB") else weight.T), bias
+        return weight if attributes.get("transB") else weight.T
 
     def _dynamic_linear(
         self, layer: LayerQuant, x: str, weight: NDArray[np.int8], scale: NDArray[np.float32], out: str
@@ -218,10 +259,7 @@ class _IntegerWriter:
         import numpy as np
 
         n = layer.name
-        if node.input[1] not in self.weights:
-            raise ExportError(f"the weight of {node.name} is not a constant of the graph")
-        weight = self.onnx.numpy_helper.to_array(self.weights[node.input[1]])
-        quantized, scale = quantize_weight(weight)
+        quantized, scale = quantize_weight(self.weight_of(node))
         nodes, x_dq, x_scale = self._q_dq(f"{n}.input", node.input[0], _range_of(layer, layer.input_range))
         inputs = [x_dq, self._dequantized_constant(f"{n}.weight", quantized, scale, axis=0, nodes=nodes)]
         if len(node.input) > 2 and node.input[2]:
@@ -234,7 +272,9 @@ class _IntegerWriter:
         del conv.input[:], conv.output[:]
         conv.input.extend(inputs)
         conv.output.append(f"{n}.output_float")
-        after, out_dq, _ = self._q_dq(f"{n}.output", f"{n}.output_float", _range_of(layer, layer.output_range))
+        after, _out_dq, _ = self._q_dq(
+            f"{n}.output", f"{n}.output_float", _range_of(layer, self.output_ranges.get(n, layer.output_range))
+        )
         after[-1].output[0] = node.output[0]
         return [*nodes, conv, *after]
 

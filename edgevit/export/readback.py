@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from device_agents.wire import TensorSpec
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export import ReadBack
 from edgevit.quantspec import QuantSpec, quantize_weight
 
-if TYPE_CHECKING:
-    import torch
-
 _FLOAT, _UINT8, _INT8, _INT32, _FLOAT16, _DOUBLE = 1, 2, 3, 6, 10, 11
 _DTYPES = {_FLOAT: "float32", _UINT8: "uint8", _INT8: "int8", _FLOAT16: "float16"}
 
 
-def read_onnx(data: bytes, spec: QuantSpec, module: torch.nn.Module, ceiling: tuple[int, int]) -> ReadBack:
-    """Parse an ONNX file again and verify it against ``spec``; ``ceiling`` is the (IR, opset) its profiles allow.
+def read_onnx(data: bytes, float_model: bytes, spec: QuantSpec, ceiling: tuple[int, int]) -> ReadBack:
+    """Parse an ONNX file again and verify it against ``spec``; integers are those of the weights in ``float_model``;
+    ``ceiling`` is the (IR, opset) its profiles allow.
 
     Raises :class:`ExportError` for external data, another IR, opset, domain or dtype than asked, and for every layer whose
     integers are not those of the QuantSpec.
@@ -37,12 +35,13 @@ def read_onnx(data: bytes, spec: QuantSpec, module: torch.nn.Module, ceiling: tu
     opset = domains["ai.onnx"]
     if model.ir_version > ceiling[0] or opset > ceiling[1]:
         raise ExportError(
-            f"the ONNX file has IR {model.ir_version} and opset {opset}, its profiles allow IR ≤ {ceiling[0]} and opset ≤ {ceiling[1]}",
+            f"the ONNX file has IR {model.ir_version} and opset {opset}, "
+            f"its profiles allow IR ≤ {ceiling[0]} and opset ≤ {ceiling[1]}",
             hint="build for profiles with a newer onnxruntime, or --format tflite",
         )
     operators = dict(sorted(Counter(n.op_type for n in graph.node).items()))
     _verify_float_width(graph, spec)
-    count = _verify_integers_onnx(graph, spec, module, operators)
+    count = _verify_integers_onnx(graph, spec, float_model, operators)
     return ReadBack(_io(graph.input, "NCHW"), _io(graph.output, ""), opset, model.ir_version, operators, count)
 
 
@@ -58,7 +57,9 @@ def _io(values: Any, layout: str) -> TensorSpec:
     tensor = values[0].type.tensor_type
     shape = [d.dim_value for d in tensor.shape.dim]
     if any(d < 1 for d in shape) or tensor.elem_type not in _DTYPES:
-        raise ExportError(f"{values[0].name} has shape {shape} and ONNX type {tensor.elem_type}, expected fixed sizes and a float")
+        raise ExportError(
+            f"{values[0].name} has shape {shape} and ONNX type {tensor.elem_type}, expected fixed sizes and a float"
+        )
     return TensorSpec(values[0].name, _DTYPES[tensor.elem_type], tuple(shape), layout)
 
 
@@ -84,15 +85,18 @@ def _size(dims: Any) -> int:
     return product
 
 
-def _verify_integers_onnx(graph: Any, spec: QuantSpec, module: Any, operators: dict[str, int]) -> int:
+def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, operators: dict[str, int]) -> int:
     import numpy as np
     from onnx import numpy_helper
 
+    from edgevit.export.onnx import float_weights
+
+    asked = float_weights(float_model, spec)
     held = {i.name: i for i in graph.initializer}
     differing = []
     for layer in spec.layers:
         name = f"{layer.name}.weight_int8" if layer.activations == "dynamic" else f"{layer.name}.weight_int"
-        wanted, scale = quantize_weight(module.get_submodule(layer.name).weight.detach().numpy())
+        wanted, scale = quantize_weight(asked[layer.name])
         if layer.kind == "linear":
             wanted = wanted.T
         scales = held.get(f"{layer.name}.weight_scale")
@@ -104,14 +108,18 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, module: Any, operators: d
             differing.append(f"{layer.name} (other scales)")
     if differing:
         raise ExportError(
-            f"{len(differing)} of {len(spec.layers)} layers in the ONNX file are not what the QuantSpec says: {', '.join(differing[:5])}"
+            f"{len(differing)} of {len(spec.layers)} layers in the ONNX file are not what the QuantSpec says: "
+            f"{', '.join(differing[:5])}"
         )
     dynamic = sum(one.activations == "dynamic" for one in spec.layers)
     if operators.get("MatMulInteger", 0) != dynamic or operators.get("DynamicQuantizeLinear", 0) != dynamic:
-        raise ExportError(f"{operators.get('MatMulInteger', 0)} MatMulInteger nodes in the ONNX file, the QuantSpec asks for {dynamic}")
+        raise ExportError(
+            f"{operators.get('MatMulInteger', 0)} MatMulInteger nodes in the ONNX file, the QuantSpec asks for {dynamic}"
+        )
     static = [one for one in spec.layers if one.activations == "static"]
     pairs = len(static) + sum(one.kind == "conv" for one in static)
     if operators.get("QuantizeLinear", 0) != pairs:
-        raise ExportError(f"{operators.get('QuantizeLinear', 0)} QuantizeLinear nodes in the ONNX file, the QuantSpec asks for {pairs}")
+        raise ExportError(
+            f"{operators.get('QuantizeLinear', 0)} QuantizeLinear nodes in the ONNX file, the QuantSpec asks for {pairs}"
+        )
     return len(spec.layers)
-

@@ -53,7 +53,9 @@ def _verify_integers(data: bytes, float_model: bytes, spec: QuantSpec, module: A
 
     held = [op for op in tflite.matrix_ops(data) if op.weight_type == _INT8]
     if len(held) != len(spec.layers):
-        raise ExportError(f"{len(held)} operators of the TFLite file hold int8 weights, the QuantSpec asks for {len(spec.layers)}")
+        raise ExportError(
+            f"{len(held)} operators of the TFLite file hold int8 weights, the QuantSpec asks for {len(spec.layers)}"
+        )
     if not spec.layers:
         return 0, ()
     asked = tflite.match_layers(float_model, spec, module)
@@ -70,7 +72,8 @@ def _verify_integers(data: bytes, float_model: bytes, spec: QuantSpec, module: A
         folded += not np.array_equal(op.weight, tflite.weight_as_stored(module, layer))
     if differing:
         raise ExportError(
-            f"{len(differing)} of {len(spec.layers)} layers in the TFLite file are not what the QuantSpec says: {', '.join(differing[:5])}"
+            f"{len(differing)} of {len(spec.layers)} layers in the TFLite file are not what the QuantSpec says: "
+            f"{', '.join(differing[:5])}"
         )
     notes = (f"litert-torch folded the normalisation before {folded} layers into their weights",) if folded else ()
     return len(held), notes

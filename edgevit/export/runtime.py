@@ -59,7 +59,7 @@ def _onnx_call(model: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # noqa: BLE001 - onnxruntime's own exception classes derive from Exception alone
+    except Exception as e:
         raise ExportError(f"onnxruntime {onnxruntime.__version__} refuses the file: {str(e)[:400]}") from e
     name = session.get_inputs()[0].name
 

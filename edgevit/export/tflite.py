@@ -67,7 +67,7 @@ def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: i
         try:
             with _quietly():
                 litert_torch.convert(module, example).export(str(path))
-        except Exception as e:  # noqa: BLE001 - the converter raises anything; it is named and raised typed
+        except Exception as e:
             first = next((line for line in str(e).splitlines() if line.strip()), "")
             raise ExportError(f"litert-torch could not convert the module: {type(e).__name__}: {first[:400]}") from e
         return path.read_bytes()
@@ -111,7 +111,7 @@ def apply_spec(
             ranges = observe_file(float_model, list(found.values()), spec, pixels, preprocessing, on_progress)
     try:
         with _quietly():
-            result = tool.quantize(ranges, enable_progress_report=False).quantized_model
+            result = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model
     except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError) as e:
         raise ExportError(f"ai-edge-quantizer failed on {spec.scheme}: {str(e)[:400]}") from e
     if result is None:
@@ -152,7 +152,8 @@ def match_layers(model: bytes, spec: QuantSpec, module: torch.nn.Module) -> dict
             lost.append(layer.name)
     if lost:
         raise ExportError(
-            f"{len(lost)} of {len(spec.layers)} layers of the QuantSpec have no operator in the TFLite file: {', '.join(lost[:5])}"
+            f"{len(lost)} of {len(spec.layers)} layers of the QuantSpec have no operator in the TFLite file: "
+            f"{', '.join(lost[:5])}"
         )
     return found
 
@@ -172,8 +173,8 @@ def _converter_path(module: torch.nn.Module, layer: str) -> str:
 def weight_as_stored(module: torch.nn.Module, layer: LayerQuant) -> NDArray[np.float32]:
     """A layer's weight in TFLite's order: (out, in), or (out, h, w, in), or (1, h, w, out) for depthwise convolutions."""
     weight = module.get_submodule(layer.name).weight
-    value: NDArray[np.float32] = weight.detach().numpy()  # type: ignore[operator]
-    return reorder(value, layer)
+    value: NDArray[np.float32] = reorder(weight.detach().numpy(), layer)
+    return value
 
 
 def reorder(value: Any, layer: LayerQuant) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ def observe_file(
     preprocessing: Preprocessing,
     on_progress: Progress,
 ) -> dict[str, Any]:
-    """Tensor name → {"min", "max"} for the inputs and outputs of ``ops``, by the QuantSpec's method over its number of images."""
+    """Tensor name → {"min", "max"} for inputs and outputs of ``ops``, by the QuantSpec's method over its number of images."""
     import numpy as np
     import torch
 
@@ -34,7 +35,11 @@ def observe_file(
         from ai_edge_litert.interpreter import Interpreter
     except ModuleNotFoundError as e:
         raise MissingExtra("ai-edge-litert", "tflite") from e
-    interpreter = Interpreter(model_content=model, num_threads=THREADS, experimental_preserve_all_tensors=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # It warns of the memory that keeping every tensor takes: that is the purpose.
+        interpreter = Interpreter(model_content=model, num_threads=THREADS, experimental_preserve_all_tensors=True)
     interpreter.allocate_tensors()
     detail = interpreter.get_input_details()[0]
     shape = TensorSpec("input", "float32", tuple(int(d) for d in detail["shape"]), "NCHW")
@@ -51,7 +56,7 @@ def observe_file(
         interpreter.invoke()
         for op in ops:
             x, y = (torch.from_numpy(interpreter.get_tensor(i)) for i in (op.input_index, op.output_index))
-            watches[op.scope].look(op.weight_name, x, y, keep, generator)
+            watches[op.scope].look(op.weight_name, x, y, batch, keep, generator)
         on_progress.advance("calibrate-file", start + batch)
     on_progress.finish("calibrate-file", f"{len(ops)} operators calibrated on {len(images)} images")
     ranges: dict[str, Any] = {}

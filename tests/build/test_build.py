@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,29 @@ def test_every_scheme_in_both_formats(build: Build, images: Path, scheme: str) -
         again = run_artifact(artifact.format, model, pixels, manifest.preprocessing, artifact.input)
         assert compare(again, recorded, artifact.golden.tolerance).passed
         # What a device must never let through, on this very artifact.
-        swapped = run_artifact(artifact.format, model, pixels[..., ::-1], manifest.preprocessing, artifact.input)
-        assert not compare(swapped, recorded, artifact.golden.tolerance).passed, f"{artifact.name} lets swapped channels pass"
+        wrong = replace(manifest.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        faults = {
+            "swapped channels": run_artifact(artifact.format, model, pixels[..., ::-1], manifest.preprocessing, artifact.input),
+            "another mean and std": run_artifact(artifact.format, model, pixels, wrong, artifact.input),
+        }
+        if artifact.format == "onnx":
+            zeroed = zero_layer(model, "blocks.0.mlp.fc2")
+            faults["a zeroed layer"] = run_artifact("onnx", zeroed, pixels, manifest.preprocessing, artifact.input)
+        for fault, outputs in faults.items():
+            assert not compare(outputs, recorded, artifact.golden.tolerance).passed, f"{artifact.name} lets {fault} pass"
+
+
+def zero_layer(model: bytes, layer: str) -> bytes:
+    """The same ONNX file with one layer's weight all zeros, whatever its precision."""
+    import onnx
+    from onnx import numpy_helper
+
+    proto = onnx.load_model_from_string(model)
+    names = [f"{layer}.weight", f"{layer}.weight_int8", f"{layer}.weight_int"]
+    (weight,) = (i for i in proto.graph.initializer if i.name in names)
+    weight.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(weight)), weight.name))
+    out: bytes = proto.SerializeToString()
+    return out
 
 
 def test_the_evaluation_set_is_one_blob_for_all_recipes(build: Build, images: Path) -> None:
@@ -96,13 +118,16 @@ source = ModelSource("vit_tiny_patch16_224", random_weights=True, model_args={"d
 request = BuildRequest(source, load_recipe("fp32"), (load_profile("raspberry-pi-4b"),), ("onnx",))
 start = time.perf_counter()
 bundle = build_bundle(request, Path(sys.argv[1]), lambda d: signing.sign(d, Path(sys.argv[2])), Quiet())
-print(json.dumps([time.perf_counter() - start, bundle.digest, sorted({"torch", "timm", "onnx", "onnxruntime"} & set(sys.modules))]))
+heavy = sorted({"torch", "timm", "onnx", "onnxruntime"} & set(sys.modules))
+print(json.dumps([time.perf_counter() - start, bundle.digest, heavy]))
 """
     results = []
     for name in ("one", "two"):
         argv = [sys.executable, "-c", script, str(tmp_path / name), str(key)]
         env = {"EDGEVIT_HOME": str(build_home), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=200, env=env, cwd=Path(__file__).parents[2], check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=200, env=env, cwd=Path(__file__).parents[2], check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(json.loads(done.stdout.splitlines()[-1]))
     first, second = results
@@ -218,7 +243,9 @@ def test_a_finetuned_checkpoint_goes_through_whole(build: Build, tmp_path: Path)
     for p in module.parameters():
         if p.ndim >= 2:
             torch.nn.init.normal_(p, 0, 1.5 / p[0].numel() ** 0.5)
-    torch.save({"epoch": 9, "state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}}, tmp_path / "birds.pth.tar")
+    torch.save(
+        {"epoch": 9, "state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}}, tmp_path / "birds.pth.tar"
+    )
     names = ["robin", "wren", "crow", "jay", "tit", "owl", "kite"]
     (tmp_path / "names.txt").write_text("\n".join(names))
     source = ModelSource(
@@ -232,7 +259,9 @@ def test_a_finetuned_checkpoint_goes_through_whole(build: Build, tmp_path: Path)
     assert {"num_classes", "img_size"} <= set(manifest.model.overrides)
 
 
-def test_the_oldest_runtime_really_runs_the_files(build: Build, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_runtime_really_runs_the_files(
+    build: Build, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     python = old_onnxruntime()
     if python is None:
         pytest.skip("no Python 3.8 with onnxruntime 1.19.2 in .cache/pythons/3.8")

@@ -77,7 +77,9 @@ def returns_tuple_module() -> Any:
     torch = import_torch()
 
     class Pair(torch.nn.Module):  # type: ignore[name-defined, misc]
-        pretrained_cfg = {"input_size": (3, 32, 32), "mean": MEAN, "std": STD}
+        def __init__(self) -> None:
+            super().__init__()
+            self.pretrained_cfg = {"input_size": (3, 32, 32), "mean": MEAN, "std": STD}
 
         def forward(self, x: Any) -> Any:
             return x.mean(), x

@@ -54,7 +54,7 @@ def test_a_failed_put_leaves_no_entry(cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="cannot be written"):
         cache.put("k", {"a": b"one", "b": tmp_path / "absent"}, {})
     assert cache.get("k") is None
-    assert not [p for p in cache.root.rglob(".part-*")]
+    assert not list(cache.root.rglob(".part-*"))
 
 
 def test_file_digest_follows_the_file(cache: Cache, tmp_path: Path) -> None:

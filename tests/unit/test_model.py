@@ -52,7 +52,7 @@ def test_labels_as_json_by_index(finetuned: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps({str(i): f"class {i}" for i in reversed(range(7))}))
     assert load_model(source(finetuned, labels=path)).labels == tuple(f"class {i}" for i in range(7))
     path.write_text(json.dumps(["a", "b"]))
-    with pytest.raises(ModelError, match="names 2 classes, .* has 7"):
+    with pytest.raises(ModelError, match=r"names 2 classes, .* has 7"):
         load_model(source(finetuned, labels=path))
 
 
@@ -130,7 +130,9 @@ def test_foreign_weights_name_the_first_keys(tmp_path: Path) -> None:
     timm = import_timm()
     path = tmp_path / "resnet.safetensors"
     save_file(timm.create_model("resnet10t").state_dict(), path)
-    with pytest.raises(ModelError, match=r"resnet\.safetensors does not fit .*missing: cls_token.*unexpected: \S+, \S+, ") as caught:
+    with pytest.raises(
+        ModelError, match=r"resnet\.safetensors does not fit .*missing: cls_token.*unexpected: \S+, \S+, "
+    ) as caught:
         load_model(source(path))
     assert len(str(caught.value)) < 1000
 
@@ -153,7 +155,7 @@ def test_no_weights_at_all_names_the_three_ways() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no weights at .*absent"):
+    with pytest.raises(ModelError, match=r"no weights at .*absent"):
         load_model(source(tmp_path / "absent.pth"))
 
 

@@ -67,7 +67,7 @@ def test_near_ties_do_not_decide() -> None:
     outputs = np.array([[0.999, 1.0, -2.0], [5.0, 0.0, -2.0]], np.float32)
     assert verify_parity("a", "int8-dynamic", reference, outputs).top1_agreement == 0.5
     outputs[1] = [4.9, 5.0, -2.0]
-    with pytest.raises(ParityError, match="top-1 agreement 0.000 over 1 clear images"):
+    with pytest.raises(ParityError, match=r"top-1 agreement 0\.000 over 1 clear images"):
         verify_parity("a", "int8-dynamic", reference, outputs)
 
 

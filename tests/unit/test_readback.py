@@ -39,6 +39,10 @@ def static_spec(model: LoadedModel) -> QuantSpec:
     return QuantSpec("int8-static", tuple(LayerQuant(n, k, dw, 8, "static", (-4.0, 4.0), (-8.0, 8.0)) for n, k, dw in found))
 
 
+def carried(model: LoadedModel, float_model: bytes, spec: QuantSpec) -> bytes:
+    return apply_spec(float_model, spec, model.module, np.zeros((0, 32, 32, 3), np.uint8), model.preprocessing)
+
+
 def edited(data: bytes, edit: Any) -> bytes:
     proto = onnx.load_model_from_string(data)
     edit(proto)
@@ -47,7 +51,7 @@ def edited(data: bytes, edit: Any) -> bytes:
 
 
 def test_a_float_file_reads_back(model: LoadedModel, float_model: bytes) -> None:
-    read = read_onnx(float_model, QuantSpec("fp32"), model.module, CEILING)
+    read = read_onnx(float_model, float_model, QuantSpec("fp32"), CEILING)
     assert (read.opset, read.ir_version, read.integer_layers) == (18, 10, 0)
     assert (read.input.name, read.input.shape, read.input.layout) == ("input", (1, 3, 32, 32), "NCHW")
     assert (read.output.name, read.output.shape) == ("logits", (1, 10))
@@ -60,7 +64,7 @@ def test_files_hold_nothing_of_the_machine(float_model: bytes) -> None:
 
 def test_every_linear_layer_is_integer_and_convolutions_stay_float(model: LoadedModel, float_model: bytes) -> None:
     spec = dynamic_spec(model)
-    read = read_onnx(apply_spec(float_model, spec), spec, model.module, CEILING)
+    read = read_onnx(carried(model, float_model, spec), float_model, spec, CEILING)
     assert read.integer_layers == 9
     assert (read.operators["MatMulInteger"], read.operators["DynamicQuantizeLinear"], read.operators["Conv"]) == (9, 9, 1)
     assert "ConvInteger" not in read.operators
@@ -68,8 +72,8 @@ def test_every_linear_layer_is_integer_and_convolutions_stay_float(model: Loaded
 
 def test_static_files_hold_pairs_and_no_integer_softmax(model: LoadedModel, float_model: bytes) -> None:
     spec = static_spec(model)
-    data = apply_spec(float_model, spec)
-    read = read_onnx(data, spec, model.module, CEILING)
+    data = carried(model, float_model, spec)
+    read = read_onnx(data, float_model, spec, CEILING)
     assert read.integer_layers == 10 and read.operators["QuantizeLinear"] == 11
     proto = onnx.load_model_from_string(data)
     made = {o: n for n in proto.graph.node for o in n.output}
@@ -79,7 +83,7 @@ def test_static_files_hold_pairs_and_no_integer_softmax(model: LoadedModel, floa
 
 def test_the_integers_in_the_file_are_those_of_the_spec(model: LoadedModel, float_model: bytes) -> None:
     spec = dynamic_spec(model)
-    proto = onnx.load_model_from_string(apply_spec(float_model, spec))
+    proto = onnx.load_model_from_string(carried(model, float_model, spec))
     held = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
     for layer in spec.layers:
         wanted, scale = quantize_weight(model.module.get_submodule(layer.name).weight.detach().numpy())
@@ -97,28 +101,28 @@ def test_one_changed_integer_is_found(model: LoadedModel, float_model: bytes) ->
         weight.CopyFrom(numpy_helper.from_array(array, weight.name))
 
     with pytest.raises(ExportError, match=r"1 of 9 layers .*blocks\.1\.mlp\.fc1 \(other integers\)"):
-        read_onnx(edited(apply_spec(float_model, spec), flip), spec, model.module, CEILING)
+        read_onnx(edited(carried(model, float_model, spec), flip), float_model, spec, CEILING)
 
 
 def test_a_layer_left_float_is_found(model: LoadedModel, float_model: bytes) -> None:
     spec = dynamic_spec(model)
     short = QuantSpec(spec.scheme, spec.layers[:-1])
     with pytest.raises(ExportError, match=r"head \(not int8\)"):
-        read_onnx(apply_spec(float_model, short), spec, model.module, CEILING)
+        read_onnx(carried(model, float_model, short), float_model, spec, CEILING)
     with pytest.raises(ExportError, match="9 layers"):
-        read_onnx(float_model, spec, model.module, CEILING)
+        read_onnx(float_model, float_model, spec, CEILING)
 
 
 def test_another_precision_than_asked_is_found(model: LoadedModel, float_model: bytes) -> None:
     half = QuantSpec("fp16", float_bits=16)
     with pytest.raises(ExportError, match="fp16 was asked for"):
-        read_onnx(float_model, half, model.module, CEILING)
-    fp16 = apply_spec(float_model, half)
-    assert read_onnx(fp16, half, model.module, CEILING).input.dtype == "float32"
+        read_onnx(float_model, float_model, half, CEILING)
+    fp16 = carried(model, float_model, half)
+    assert read_onnx(fp16, float_model, half, CEILING).input.dtype == "float32"
     with pytest.raises(ExportError, match="numbers are float16"):
-        read_onnx(fp16, QuantSpec("fp32"), model.module, CEILING)
+        read_onnx(fp16, float_model, QuantSpec("fp32"), CEILING)
     with pytest.raises(ExportError, match="holds int8 weights"):
-        read_onnx(apply_spec(float_model, dynamic_spec(model)), QuantSpec("fp32"), model.module, CEILING)
+        read_onnx(carried(model, float_model, dynamic_spec(model)), float_model, QuantSpec("fp32"), CEILING)
 
 
 def test_a_raised_ir_or_opset_is_found(model: LoadedModel, float_model: bytes) -> None:
@@ -130,7 +134,7 @@ def test_a_raised_ir_or_opset_is_found(model: LoadedModel, float_model: bytes) -
 
     for edit, expected in ((raise_ir, "IR 14"), (raise_opset, "opset 23")):
         with pytest.raises(ExportError, match=expected):
-            read_onnx(edited(float_model, edit), QuantSpec("fp32"), model.module, CEILING)
+            read_onnx(edited(float_model, edit), float_model, QuantSpec("fp32"), CEILING)
 
 
 def test_external_data_and_foreign_domains_are_refused(model: LoadedModel, float_model: bytes) -> None:
@@ -143,15 +147,15 @@ def test_external_data_and_foreign_domains_are_refused(model: LoadedModel, float
         proto.graph.node[0].domain = "com.microsoft"
 
     with pytest.raises(ExportError, match="external data is refused"):
-        read_onnx(edited(float_model, external), QuantSpec("fp32"), model.module, CEILING)
+        read_onnx(edited(float_model, external), float_model, QuantSpec("fp32"), CEILING)
     with pytest.raises(ExportError, match=r"com\.microsoft"):
-        read_onnx(edited(float_model, foreign), QuantSpec("fp32"), model.module, CEILING)
+        read_onnx(edited(float_model, foreign), float_model, QuantSpec("fp32"), CEILING)
 
 
-def test_a_layer_that_is_not_in_the_graph_is_named(float_model: bytes) -> None:
+def test_a_layer_that_is_not_in_the_graph_is_named(model: LoadedModel, float_model: bytes) -> None:
     spec = QuantSpec("int8-dynamic", (LayerQuant("blocks.9.attn.qkv", "linear", False, 8, "dynamic"),))
     with pytest.raises(ExportError, match=r"blocks\.9\.attn\.qkv .* is 0 times"):
-        apply_spec(float_model, spec)
+        carried(model, float_model, spec)
 
 
 def test_grids_hold_zero_exactly() -> None:
