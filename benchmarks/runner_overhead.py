@@ -23,8 +23,9 @@ from edgevit.bundle import Bundle, open_bundle
 BARE = """
 import json, sys, time
 import numpy as np
-path, runtime, threads, warmup, samples, shape = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), json.loads(sys.argv[6])
-x = np.load(sys.argv[7])
+path, runtime = sys.argv[1:3]
+threads, warmup, samples = (int(v) for v in sys.argv[3:6])
+x = np.load(sys.argv[6])
 if runtime == "onnxruntime":
     import onnxruntime as ort
     options = ort.SessionOptions()
@@ -65,7 +66,7 @@ def bare(bundle: Bundle, artifact: wire.Artifact, variant: wire.Variant, plan: w
     if not model.exists():
         model.write_bytes(bundle.blob_path(artifact.blob.sha256).read_bytes())
     argv = [str(model), variant.runtime, str(variant.threads), str(plan.warmup_iterations), str(plan.min_samples)]
-    argv += [json.dumps(artifact.input.shape), str(folder / "x.npy")]
+    argv.append(str(folder / "x.npy"))
     done = subprocess.run([sys.executable, "-c", BARE, *argv], capture_output=True, text=True, check=True)
     times: list[int] = json.loads(done.stdout)
     return times

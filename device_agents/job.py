@@ -272,20 +272,19 @@ class BoardSampler:
 
 
 def predict(store: Store, agent_sha256: str, header: Any, payload: bytes, alive: Callable[[Message], None]) -> Dict[str, Any]:
-    """Classify images with the active variant, or with the first artifact of another bundle that works here."""
+    """Classify images with the variant asked for, of any installed bundle, or with the active one where none is named."""
     from device_agents.activate import read_active
 
-    if not isinstance(header, dict) or set(header) != {"bundle", "count", "bytes"}:
-        raise Refused("bad-request", 'predict: expected {"bundle": digest or null, "count": n, "bytes": m}')
-    state = read_active(store)
-    if header["bundle"] is None or (state is not None and state.active.variant.bundle == header["bundle"]):
+    if not isinstance(header, dict) or set(header) != {"variant", "count", "bytes"}:
+        raise Refused("bad-request", 'predict: expected {"variant": variant or null, "count": n, "bytes": m}')
+    if header["variant"] is not None:
+        variant = wire.decode(wire.Variant, header["variant"], "variant")
+    else:
+        state = read_active(store)
         if state is None:
             raise Refused("no-active", "nothing is active on this device", "deploy a bundle")
         variant = state.active.variant
-        manifest = verify_installed(store, variant.bundle).manifest
-    else:
-        manifest = verify_installed(store, str(header["bundle"])).manifest
-        variant = _first_that_works(store, agent_sha256, manifest, str(header["bundle"]), alive)
+    manifest = verify_installed(store, variant.bundle).manifest
     artifact = artifact_of(manifest, variant)
     for blob in (artifact.blob,) + ((manifest.labels,) if manifest.labels else ()):
         store.check_blob(blob)
@@ -301,19 +300,3 @@ def predict(store: Store, agent_sha256: str, header: Any, payload: bytes, alive:
     }
     value = run_worker(agent_argv(runtime_python(store), agent_sha256, store, "worker"), request, 600.0, alive, payload)
     return {"predictions": value["predictions"], "variant": wire.encode(variant)}
-
-
-def _first_that_works(
-    store: Store, agent_sha256: str, manifest: wire.Manifest, digest: str, alive: Callable[[Message], None]
-) -> wire.Variant:
-    from device_agents.probe import find_runtimes
-
-    _, runtimes, _, absent = find_runtimes(store, agent_sha256, False, alive)
-    for artifact in manifest.artifacts:
-        for fact in runtimes:
-            for provider in fact.providers:
-                if provider.proven and fact.runtime in wire.RUNTIMES_OF_FORMAT[artifact.format]:
-                    return wire.Variant(digest, artifact.name, fact.runtime, provider.name, 1)
-    raise Refused(
-        "no-runtime", "no runtime here runs any artifact of {!r}: {}".format(manifest.name, absent), "edgevit target provision"
-    )

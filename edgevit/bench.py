@@ -95,7 +95,9 @@ class Measured:
     newly_stored: bool
 
 
-def measure(agent: Agent, job: wire.Job, store: RunStore, progress: Progress, reconnect: Callable[[], Agent] | None = None) -> Measured:
+def measure(
+    agent: Agent, job: wire.Job, store: RunStore, progress: Progress, reconnect: Callable[[], Agent] | None = None
+) -> Measured:
     """Submit ``job``, follow it to its end through lost links, store the run, acknowledge it.
 
     ``reconnect`` makes a fresh agent for the same device. Submitting twice is harmless (the device knows ``run_id``), so a
@@ -138,8 +140,6 @@ def bring_home(agent: Agent, store: RunStore, progress: Progress, *, wait: bool)
             run = agent.follow(entry.run_id, progress)
             home.append(_store_and_acknowledge(agent, run, store))
     return home
-
-
 
 
 T = TypeVar("T")

@@ -134,6 +134,8 @@ def best_of(summaries: Sequence[Summary]) -> Best | None:
         reference = next((r for r in summaries if r.scheme == "fp32" and r.target == s.target and r.top1 is not None), None)
         if reference is None or reference.top1 is None or s.top1 is None or s.speedup is None or s.file_mb is None:
             continue
+        if not s.rankable:
+            continue
         points = 100 * (s.top1 - reference.top1)
         if points >= -1.0 and (best is None or s.speedup > best.speedup):
             best = Best(s.target, f"{s.artifact} in {s.runtime}", s.speedup, s.file_mb, points)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SIZE = 32
 """Pixels a side of an enlarged digit."""
 
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
 HELD_OUT = 397
 """Images never trained on; the other 1,400 train."""
 
@@ -102,7 +104,7 @@ def write_digits(folder: Path) -> Digits:
             writer.writerow(("path", "label"))
             writer.writerows(zip(names[part], labels[part].tolist(), strict=True))
     # Written last: its presence says that everything else is there.
-    result.labels.write_text("".join(f"{digit}\n" for digit in "zero one two three four five six seven eight nine".split()))
+    result.labels.write_text("".join(f"{digit}\n" for digit in NAMES))
     return result
 
 

@@ -67,7 +67,7 @@ def tolerance_for(scheme: str, outputs: NDArray[np.float32], checked: Sequence[C
     largest = float(np.abs(outputs).max())
     if scheme in _FIXED:
         relative = _FIXED[scheme]
-        return Tolerance(relative, 0.999, 2 * relative * largest), f"relative {relative:g}"
+        return Tolerance(relative, 0.999, 2 * relative * largest), f"golden: relative difference at most {relative:g}"
     if checked:
         spread = 2 * max(one.max_abs_error for one in checked)
         versions = ", ".join(f"{one.runtime} {one.version}" for one in checked)

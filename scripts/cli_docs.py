@@ -18,8 +18,8 @@ Generated from the commands' own help by `python scripts/cli_docs.py`; a test ho
 Exit codes: 0 done; 1 the work failed (parity, golden mismatch; with `--require-valid` also an INVALID run); 2 wrong use or
 configuration; 3 a device was unreachable or refused. Over several devices: 3 if any, else the worst other.
 
-Environment: `EDGEVIT_HOME` (everything below one folder), `EDGEVIT_DB` (results), `EDGEVIT_FLEET` (fleet file). `edgevit doctor`
-prints where everything is.
+Environment: `EDGEVIT_HOME` (everything below one folder), `EDGEVIT_DB` (results), `EDGEVIT_FLEET` (fleet file).
+`edgevit doctor` prints where everything is.
 """
 
 

@@ -19,7 +19,11 @@ from edgevit.errors import DeviceError, EdgevitError, UsageError
 # test holds each against the command's own help.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("edgevit.cli.demo", "demo", "The whole path on handwritten digits, without a network."),
-    "doctor": ("edgevit.cli.doctor", "doctor", "Where everything is kept, what is installed, what is missing and how to get it."),
+    "doctor": (
+        "edgevit.cli.doctor",
+        "doctor",
+        "Where everything is kept, what is installed, what is missing and how to get it.",
+    ),
     "profiles": ("edgevit.cli.profiles", "profiles", "The kinds of boards edgevit knows, and what is known of each."),
     "recipes": ("edgevit.cli.recipes", "recipes", "The shipped compression recipes."),
     "key": ("edgevit.cli.key", "key", "The SSH key that signs bundles, and who may sign for a target."),
@@ -114,5 +118,3 @@ def run_cli(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`edgevit … | head`): not an error of the work.
         sys.stderr.close()
         return 0
-
-

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from edgevit.progress import Progress
     from edgevit.results.store import Store
 
-plan_option = click.option("--plan", "plan_name", type=click.Choice(["quick", "standard"]), default="standard", show_default=True)
-threads_option = click.option("--threads", type=click.IntRange(1), multiple=True, help="Threads; default: what the profile says.")
+plan_option = click.option(
+    "--plan", "plan_name", type=click.Choice(["quick", "standard"]), default="standard", show_default=True
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), multiple=True, help="Threads; default: what the profile says."
+)
 require_valid_option = click.option("--require-valid", is_flag=True, help="Exit 1 if a measurement is INVALID.")
 
 
@@ -32,7 +36,9 @@ require_valid_option = click.option("--require-valid", is_flag=True, help="Exit 
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @plan_option
 @threads_option
-@click.option("--variants", "every", is_flag=True, help="Every proven runtime, provider and thread count, not just the first of each.")
+@click.option(
+    "--variants", "every", is_flag=True, help="Every proven runtime, provider and thread count, not just the first of each."
+)
 @require_valid_option
 @click.option("--wide", is_flag=True, help="Every column.")
 @json_option

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @build_options
 @click.option("--profile", "profile_names", multiple=True, metavar="P", help="A kind of board; several allowed.")
 @click.option("--for", "targets", multiple=True, metavar="TARGET", help="The profiles of these targets.")
-@click.option("-o", "--output", type=FILE, required=True, metavar="DIR", help="Where the bundle goes (one folder a recipe if several).")
+@click.option(
+    "-o", "--output", type=FILE, required=True, metavar="DIR", help="Where the bundle goes (one folder a recipe if several)."
+)
 @json_option
 def build(profile_names: Sequence[str], targets: Sequence[str], output: Path, as_json: bool, **options: Any) -> None:
     """Compress and export MODEL (a timm name or package.module:factory) into signed bundles, one a recipe.
@@ -92,5 +94,3 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
     from device_agents.wire import encode
 
     return {"path": str(bundle.path), "digest": bundle.digest, "manifest": encode(bundle.manifest)}
-
-

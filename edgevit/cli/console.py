@@ -13,7 +13,9 @@ from edgevit.errors import EdgevitError
 if TYPE_CHECKING:
     from rich.console import Console
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, the rest on standard error.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on standard output, the rest on standard error."
+)
 
 
 def out() -> Console:

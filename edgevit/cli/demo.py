@@ -37,12 +37,14 @@ def demo(own_target: str | None) -> int:
             loopback = steps.add_loopback(folder, stack)
             targets += [loopback] if loopback else []
         steps.call("deploy", bundles[1], *targets)
-        from edgevit.cli.bench import bench_bundles
         from edgevit.bench import PLANS
         from edgevit.bundle import open_bundle
+        from edgevit.cli.bench import bench_bundles
 
         click.echo(f"\nmeasuring both bundles on {' and '.join(targets)}, plan quick, one thread", err=True)
-        code = bench_bundles([open_bundle(b, None) for b in bundles], targets, PLANS["quick"], (1,), False, None, False, False, False)
+        code = bench_bundles(
+            [open_bundle(b, None) for b in bundles], targets, PLANS["quick"], (1,), False, None, False, False, False
+        )
         if code:
             return code
         with open_store() as store:
@@ -54,9 +56,8 @@ def demo(own_target: str | None) -> int:
     if best is None:
         click.echo("best: no artifact stayed within one point of fp32")
     else:
-        click.echo(
-            f"best: {best.artifact} on {best.target}: {best.speedup:.2f} × fp32, {best.file_mb:.2f} MB, {best.points:+.1f} points top-1"
-        )
+        figures = f"{best.speedup:.2f} × fp32, {best.file_mb:.2f} MB, {best.points:+.1f} points top-1"
+        click.echo(f"best: {best.artifact} on {best.target}: {figures}")
     click.echo(f"report: {page}")
     click.echo("with a Pi: edgevit target add my-pi pi@raspberrypi.local   then   edgevit demo --target my-pi")
     return 0

@@ -40,7 +40,13 @@ def deploy(bundle: Path, targets: Sequence[str], dry_run: bool, wanted: str | No
             variant = find_variant(found, wanted) if wanted else found.variants[0]
             policy = f"selected: {wanted}" if wanted else "first that runs"
             plan = plan_deploy(
-                opened, session.target.name, facts, session.agent.have(opened.manifest.blobs()), variant, policy, allow_older=allow_older
+                opened,
+                session.target.name,
+                facts,
+                session.agent.have(opened.manifest.blobs()),
+                variant,
+                policy,
+                allow_older=allow_older,
             )
             return (plan if dry_run else apply_plan(plan, opened, session.agent, progress)).as_json()
 

@@ -54,9 +54,18 @@ _MODEL_OPTIONS: list[Callable[[F], F]] = [
     click.option("--weights", type=FILE, help="safetensors, or .pth / .pth.tar read without unpickling code."),
     click.option("--random-weights", is_flag=True, help="Seeded random weights: for latency only; accuracy means nothing."),
     click.option("--num-classes", type=click.IntRange(min=1), help="Classes, where the weights do not say."),
-    click.option("--model-arg", "model_args", multiple=True, callback=_model_args, metavar="K=V", help="Passed to the model's constructor."),
+    click.option(
+        "--model-arg",
+        "model_args",
+        multiple=True,
+        callback=_model_args,
+        metavar="K=V",
+        help="Passed to the model's constructor.",
+    ),
     click.option("--labels", type=FILE, help="Class names: one a line, or JSON."),
-    click.option("--unsafe-pickle", is_flag=True, help="Allow a checkpoint that runs code while loading. Only for files you trust."),
+    click.option(
+        "--unsafe-pickle", is_flag=True, help="Allow a checkpoint that runs code while loading. Only for files you trust."
+    ),
     click.option("--img-size", type=click.IntRange(min=8), help="Pixels a side; default: what the weights were made for."),
     click.option("--crop-pct", type=click.FloatRange(0.1, 1.0), help="Crop ÷ resized short side."),
     click.option("--interpolation", help="bicubic, bilinear, nearest, lanczos …"),
@@ -65,10 +74,19 @@ _MODEL_OPTIONS: list[Callable[[F], F]] = [
 ]
 
 _BUILD_OPTIONS: list[Callable[[F], F]] = [
-    click.option("--recipe", "recipes", multiple=True, required=True, metavar="R", help="A shipped recipe or a YAML file; several allowed."),
+    click.option(
+        "--recipe",
+        "recipes",
+        multiple=True,
+        required=True,
+        metavar="R",
+        help="A shipped recipe or a YAML file; several allowed.",
+    ),
     click.option("--format", "model_format", type=click.Choice(["onnx", "tflite", "all"]), default="all", show_default=True),
     click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Images per inference."),
-    click.option("--eval", "eval_data", type=FILE, metavar="DATA", help="Labelled images; their top-1 is counted on the device."),
+    click.option(
+        "--eval", "eval_data", type=FILE, metavar="DATA", help="Labelled images; their top-1 is counted on the device."
+    ),
     click.option("--calib", "calib_data", type=FILE, metavar="DATA", help="Unlabelled images for calibration and parity."),
     click.option("--sign-key", type=FILE, help="SSH private key that signs; default: the one of `edgevit key`."),
 ]

@@ -118,11 +118,12 @@ def report(batch: str | None, everything: bool, output: Path) -> None:
 def _batch_id(store: Store, wanted: str | None) -> str:
     from edgevit.errors import UnknownName
 
-    known = [b.id for b in store.batches()]
-    if not known:
+    newest = store.latest_batch()
+    if newest is None:
         raise UsageError("nothing has been measured yet", hint="edgevit bench BUNDLE TARGET")
     if wanted is None:
-        return known[0]
+        return newest.id
+    known = [b.id for b in store.batches()]
     if wanted not in known:
         raise UnknownName("batch", wanted, known, hint="edgevit results list")
     return wanted

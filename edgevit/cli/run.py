@@ -48,4 +48,6 @@ def run(
         bundles = build_all(requests, place, options["sign_key"])
         if output is not None:
             say(f"bundles: {', '.join(str(b.path) for b in bundles)}")
-        return bench_bundles(bundles, targets, PLANS[plan_name], threads, False, options["sign_key"], require_valid, wide, as_json)
+        return bench_bundles(
+            bundles, targets, PLANS[plan_name], threads, False, options["sign_key"], require_valid, wide, as_json
+        )

@@ -27,7 +27,9 @@ def own_signers(given: Path | None) -> Iterator[Path]:
         return
     key = signing.default_key_path()
     if not key.exists():
-        raise UsageError("whose signatures to believe? there is no signing key here and --signers was not given", hint="edgevit key make")
+        raise UsageError(
+            "whose signatures to believe? there is no signing key here and --signers was not given", hint="edgevit key make"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "allowed_signers"
         path.write_text(signing.allowed_signers_line(principal(), signing.public_line(key)) + "\n")

@@ -17,7 +17,9 @@ from edgevit.errors import UnknownName, UsageError
 if TYPE_CHECKING:
     from device_agents.wire import Facts
 
-fingerprint_option = click.option("--fingerprint", metavar="SHA256:…", help="Accept the host key if it is this one, without asking.")
+fingerprint_option = click.option(
+    "--fingerprint", metavar="SHA256:…", help="Accept the host key if it is this one, without asking."
+)
 
 
 @click.group()
@@ -40,7 +42,7 @@ def target() -> None:
 def add(name: str, host: str, fingerprint: str | None, profile: str | None, provision: bool | None, **settings: Any) -> int:
     """Pin the host key, look at the board, propose its profile, keep it in the fleet file as NAME."""
     from edgevit.fleet.connect import trust
-    from edgevit.fleet.inventory import Target, add_target, load_fleet
+    from edgevit.fleet.inventory import add_target, load_fleet, make_target
     from edgevit.places import fleet_path
     from edgevit.profile import load_profile
     from edgevit.transport.prompts import TerminalPrompts
@@ -51,7 +53,7 @@ def add(name: str, host: str, fingerprint: str | None, profile: str | None, prov
         raise UsageError(f"a target named {name} exists already", hint=f"edgevit target remove {name}")
     user, _, address = host.rpartition("@")
     key_file: Path | None = settings.pop("key_file")
-    new = Target(
+    new = make_target(
         name=name,
         host=address,
         user=user or None,
@@ -70,7 +72,9 @@ def add(name: str, host: str, fingerprint: str | None, profile: str | None, prov
     if facts.runtimes and facts.signers:
         return 0
     if provision is None and has_terminal():
-        provision = click.confirm(f"Provision {name} now (a private Python environment with a runtime, and who may sign)?", err=True)
+        provision = click.confirm(
+            f"Provision {name} now (a private Python environment with a runtime, and who may sign)?", err=True
+        )
     if not provision:
         say(f"next:  edgevit target provision {name}")
         return 0
@@ -159,7 +163,9 @@ def _provision(targets: Sequence[str], sign_key: Path | None) -> int:
         done, code = each_target(targets, work, sign_key=sign_key)
     for name, facts in done:
         runtimes = ", ".join(f"{r.runtime} {r.version}" for r in facts.runtimes)
-        click.echo(f"{name}: {runtimes}; Python {facts.runtime_python}; {facts.signers} signer{'s' if facts.signers != 1 else ''}")
+        click.echo(
+            f"{name}: {runtimes}; Python {facts.runtime_python}; {facts.signers} signer{'s' if facts.signers != 1 else ''}"
+        )
     return code
 
 
@@ -193,5 +199,3 @@ def remove(names: Sequence[str]) -> None:
     for name in names:
         remove_target(fleet_path(), name)
         say(f"{name}: forgotten here")
-
-

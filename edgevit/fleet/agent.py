@@ -185,15 +185,8 @@ class Agent:
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
         data = buffer.getvalue()
-        header = {"bundle": variant.bundle if variant else None, "count": len(pixels), "bytes": len(data)}
+        header = {"variant": wire.encode(variant), "count": len(pixels), "bytes": len(data)}
         value = self._call("predict", payload=header, data=data)
-        used = self._decode(wire.Variant, self._field(value, "variant", dict), "variant")
-        if variant is not None and (used.artifact, used.runtime) != (variant.artifact, variant.runtime):
-            raise DeviceError(
-                f"{self.name} predicts with {used.artifact} in {used.runtime}, which is active there, "
-                f"not with {variant.artifact} in {variant.runtime}",
-                hint=f"edgevit deploy BUNDLE {self.name} --select {variant.artifact}:{variant.runtime}",
-            )
         found = self._field(value, "predictions", list)
         if len(found) != len(pixels):
             raise self._defect(f"predict answered for {len(found)} images, not {len(pixels)}")
@@ -412,33 +405,37 @@ def check_start(name: str, status: int, said: bytes, errors: str) -> None:
         )
 
 
+STAGE_WORDS = {"series": "measure", "accuracy": "count top-1", "waiting": "wait", "receive": "receive"}
+
+
 class _Stages:
     """The agent's ``progress`` lines → Progress: one key a stage."""
 
     def __init__(self, progress: Progress, prefix: str) -> None:
         self._progress, self._prefix = progress, prefix
-        self._stage = ""
+        self._stage: tuple[str, float | None] = ("", None)
 
     def __enter__(self) -> _Stages:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._stage:
-            self._progress.finish(self._stage)
+        if self._stage[0]:
+            self._progress.finish(self._stage[0], self._stage[0])
 
     def __call__(self, message: Message) -> None:
         if message.get("type") != "progress":
             return
         stage, text = str(message.get("stage", ""))[:60], str(message.get("text", ""))[:200]
-        total, done = message.get("total"), message.get("done")
-        key = f"{self._prefix}{stage}"
-        if key != self._stage:
-            if self._stage:
-                self._progress.finish(self._stage)
-            known = float(total) if isinstance(total, (int, float)) and total > 0 else None
-            self._progress.start(key, f"{key} {text}".strip(), known, str(message.get("unit", ""))[:20])
-            self._stage = key
-        self._progress.advance(key, float(done) if isinstance(done, (int, float)) else 0.0, text)
+        total, done, unit = message.get("total"), message.get("done"), str(message.get("unit", ""))[:20]
+        known = float(total) if isinstance(total, (int, float)) and total > 0 and unit else None
+        what = f"{self._prefix}{STAGE_WORDS.get(stage, stage)}"
+        if (what, known) != self._stage:
+            if self._stage[0] not in ("", what):
+                self._progress.finish(self._stage[0], self._stage[0])
+            self._progress.start(what, what, known, unit)
+            self._stage = (what, known)
+        shown = f"{what}: {text}" if text else what
+        self._progress.advance(what, float(done) if isinstance(done, (int, float)) else 0.0, shown)
 
 
 class _Upload:

@@ -92,11 +92,15 @@ def _render_artifact(artifact: Artifact) -> RenderableType:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     shape = "×".join(str(d) for d in artifact.input.shape)
-    table.add_row("file", f"{artifact.format} {artifact.scheme}, {artifact.blob.size:,} bytes, sha256 {artifact.blob.sha256[:16]}")
+    table.add_row(
+        "file", f"{artifact.format} {artifact.scheme}, {artifact.blob.size:,} bytes, sha256 {artifact.blob.sha256[:16]}"
+    )
     table.add_row("input", f"{artifact.input.name}: {artifact.input.dtype} {shape} {artifact.input.layout}")
     table.add_row("fits", ", ".join(artifact.fits))
     tolerance = artifact.golden.tolerance
-    relative = f"largest difference ≤ {tolerance.max_relative:g} of the largest output, " if tolerance.max_relative is not None else ""
+    relative = (
+        f"largest difference ≤ {tolerance.max_relative:g} of the largest output, " if tolerance.max_relative is not None else ""
+    )
     table.add_row(
         "golden check",
         f"{relative}cosine ≥ {tolerance.min_cosine:g}, same top-1 where the margin exceeds {tolerance.top1_margin:.3g}; "

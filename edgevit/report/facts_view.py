@@ -27,7 +27,8 @@ def render_facts(name: str, profile: str, facts: Facts) -> RenderableType:
     table.add_row("Python", f"{facts.python}; runtimes in {facts.runtime_python or '–'}, numpy {facts.numpy or '–'}")
     for runtime in facts.runtimes:
         providers = ", ".join(
-            p.name + (" (proven)" if p.proven else f" (not proven: {p.detail.splitlines()[-1] if p.detail else 'no inference'})")
+            p.name
+            + (" (proven)" if p.proven else f" (not proven: {p.detail.splitlines()[-1] if p.detail else 'no inference'})")
             for p in runtime.providers
         )
         table.add_row("runtime", f"{runtime.runtime} {runtime.version}: {providers}")

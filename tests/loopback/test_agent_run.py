@@ -337,14 +337,14 @@ def test_predict(agent: AgentProcess, bundle: TinyBundle) -> None:
     images = tiny_images(3, 9)
     data = npy(images)
 
-    def ask(digest: str | None, count: int = 3) -> Any:
-        header = json.dumps({"bundle": digest, "count": count, "bytes": len(data)}).encode() + b"\n"
+    def ask(variant: wire.Variant | None, count: int = 3) -> Any:
+        header = json.dumps({"variant": wire.encode(variant), "count": count, "bytes": len(data)}).encode() + b"\n"
         return agent.call("predict", stdin=header + data)
 
     agent.call("activate", stdin={"variant": wire.encode(bundle.variant()), "policy": "test", "allow_older": True})
     expected = outputs_onnx(tiny_onnx(), images).argmax(1).tolist()
-    for digest in (None, bundle.digest):
-        value = ask(digest)
+    for variant in (None, bundle.variant()):
+        value = ask(variant)
         assert [row[0]["index"] for row in value["predictions"]] == expected
         assert value["predictions"][0][0]["label"] == f"class {expected[0]}" and len(value["predictions"][0]) == 5
     with pytest.raises(AgentRefused) as caught:

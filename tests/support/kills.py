@@ -1,4 +1,4 @@
-"""`kill -9` of host or agent at seeded random moments of real `edgevit deploy` and `edgevit bench` commands, and what must hold after.
+"""`kill -9` of host or agent at seeded random moments of real deploys and benches, and what must hold after.
 
 After every kill the active bundle verifies on the device; at the end every run the device ever accepted is in the store, once.
 """
@@ -38,7 +38,10 @@ class Tally:
 
     def text(self) -> str:
         kills = ", ".join(f"{n} × {what}" for what, n in sorted(self.killed.items()))
-        return f"{self.trials} trials: killed {kills or 'nothing'}; {self.done_before} ended before the kill; {self.runs} runs came home"
+        return (
+            f"{self.trials} trials: killed {kills or 'nothing'}; {self.done_before} ended before the kill; "
+            f"{self.runs} runs came home"
+        )
 
 
 class Trials:
@@ -55,7 +58,9 @@ class Trials:
         key.parent.mkdir(parents=True)
         signing.make_key(key, "kills")
         self.bundles = [
-            make_bundle(Signer(key), version=version, extra_blob=f'["{version}"]'.encode() + b" " * 2_000_000).write(folder / f"v{version}")
+            make_bundle(Signer(key), version=version, extra_blob=f'["{version}"]'.encode() + b" " * 2_000_000).write(
+                folder / f"v{version}"
+            )
             for version in (1, 2)
         ]
         self.time_command("deploy", self.bundles[0])
@@ -131,7 +136,11 @@ class Trials:
         """Every run the device has accepted, from what lies in its queue and spool."""
         for folder in ("queue", "spool"):
             with contextlib.suppress(OSError):
-                self.seen.update(p.name.split(".")[0] for p in (self.root / folder).iterdir() if p.suffix in (".json", ".part", ".run", ".acked"))
+                self.seen.update(
+                    p.name.split(".")[0]
+                    for p in (self.root / folder).iterdir()
+                    if p.suffix in (".json", ".part", ".run", ".acked")
+                )
 
     def check_active(self) -> None:
         """Activating what is active makes the device verify signature and every digest once more."""
@@ -154,7 +163,9 @@ class Trials:
         with Store(f"sqlite:///{self.home / 'data' / 'results.sqlite'}") as store:
             stored = Counter(run.job.run_id for run in store.runs())
         self.tally.runs = len(stored)
-        self.tally.problems += [f"run {run_id} was accepted by the device and is lost" for run_id in sorted(self.seen - set(stored))]
+        self.tally.problems += [
+            f"run {run_id} was accepted by the device and is lost" for run_id in sorted(self.seen - set(stored))
+        ]
         self.tally.problems += [f"run {run_id} is in the store {n} times" for run_id, n in stored.items() if n != 1]
         with connect(local_target(), NoPrompts()) as agent:
             self.tally.problems += [f"{w.run_id} still waits ({w.state})" for w in agent.waiting()]

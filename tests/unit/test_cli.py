@@ -17,7 +17,9 @@ HEAVY = ("torch", "onnxruntime", "paramiko", "sqlalchemy", "timm", "onnx", "nump
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["profiles"], ["profiles", "show", "raspberry-pi-5"], ["key", "--help"], ["build", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["profiles"], ["profiles", "show", "raspberry-pi-5"], ["key", "--help"], ["build", "--help"]]
+)
 def test_light_commands_load_no_heavy_module(argv: list[str]) -> None:
     code = (
         "import sys\nfrom edgevit.cli import run_cli\n"
@@ -39,7 +41,9 @@ def test_the_listed_help_is_each_commands_own() -> None:
 
 
 def test_generated_command_reference_is_in_step() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "scripts/cli_docs.py"), "--check"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/cli_docs.py"), "--check"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -85,6 +89,11 @@ def test_wrong_use_says_what_to_do(argv: list[str], said: str, home: Path, capsy
 
 
 def test_json_is_one_document_on_standard_output(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, schema in ((["profiles"], "profiles"), (["recipes"], "recipes"), (["target", "list"], "targets"), (["doctor"], "doctor")):
+    for argv, schema in (
+        (["profiles"], "profiles"),
+        (["recipes"], "recipes"),
+        (["target", "list"], "targets"),
+        (["doctor"], "doctor"),
+    ):
         assert run_cli([*argv, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["schema"] == f"edgevit.{schema}/1"
