@@ -36,11 +36,10 @@ def observe_file(
     except ModuleNotFoundError as e:
         raise MissingExtra("ai-edge-litert", "tflite") from e
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # It warns of the memory that keeping every tensor takes: that is the purpose.
+        # It warns of the memory that keeping every tensor takes; keeping them is the purpose.
+        warnings.simplefilter("ignore", UserWarning)
         interpreter = Interpreter(model_content=model, num_threads=THREADS, experimental_preserve_all_tensors=True)
-    interpreter.allocate_tensors()
+        interpreter.allocate_tensors()
     detail = interpreter.get_input_details()[0]
     shape = TensorSpec("input", "float32", tuple(int(d) for d in detail["shape"]), "NCHW")
     batch = shape.shape[0]
