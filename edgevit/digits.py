@@ -147,3 +147,22 @@ def train_digits_vit(out: Path, progress: Progress, *, epochs: int = 10, seed: i
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(out))
     progress.finish("train", f"held-out top-1 {100 * top1:.1f} %")
     return top1
+
+
+def main() -> None:
+    """``python -m edgevit.digits FOLDER``: the digits as images and a model trained on them, to try edgevit with."""
+    import argparse
+
+    from edgevit.report.cli_progress import RichProgress
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, default=10)
+    a = parser.parse_args()
+    write_digits(a.folder)
+    with RichProgress() as progress:
+        train_digits_vit(a.folder / "digits.safetensors", progress, epochs=a.epochs)
+
+
+if __name__ == "__main__":
+    main()
