@@ -14,6 +14,8 @@ def compare(got: Any, recorded: Any, tolerance: wire.Tolerance) -> wire.GoldenRe
     images = int(recorded.shape[0])
     if got.shape != recorded.shape:
         return wire.GoldenResult(False, images, 1e30, -1.0, images, "shape {}, recorded {}".format(got.shape, recorded.shape))
+    if not np.isfinite(recorded).all():  # every comparison with a NaN is false, so each limit would be kept
+        return wire.GoldenResult(False, images, 1e30, -1.0, images, "the recorded outputs are not all finite numbers")
     if not np.isfinite(got).all():
         bad = int((~np.isfinite(got)).any(axis=1).sum())
         return wire.GoldenResult(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -177,15 +178,13 @@ class JobWorker:
                     state.accuracy_absent = "{}: {}".format(e.code, e)[:400]
 
     def _score(self, state: _Progress, evaluation: wire.EvaluationSet) -> wire.Accuracy:
-        """Once for each artifact, images, runtime build and provider on this device."""
-        version = state.series[0].runtime_version
-        parts = (state.artifact.blob.sha256, evaluation.images.sha256, evaluation.labels.sha256)
-        key = hashlib.sha256("\n".join(parts + (state.variant.runtime, version, state.variant.provider)).encode()).hexdigest()
-        path = self._store.accuracy_path(key)
+        """Once for each artifact, images and what is made of them, runtime build and provider on this device."""
+        path = self._store.accuracy_path(_accuracy_key(state, evaluation))
         known = self._store.read(path, wire.MAX_RUN_BYTES)
         if known is not None:
             try:
-                return dataclasses.replace(wire.loads(wire.Accuracy, known, "accuracy", wire.MAX_RUN_BYTES), reused=True)
+                scored = wire.loads(wire.Accuracy, known, "accuracy", wire.MAX_RUN_BYTES)
+                return dataclasses.replace(scored, evaluation=evaluation.name, reused=True)
             except wire.WireError:
                 self._store.remove(path)  # damaged: counted anew
         self._part.progress("accuracy", 0, evaluation.count, "images", state.artifact.name)
@@ -208,6 +207,21 @@ class JobWorker:
             raise Refused("worker-failed", "the worker's result has another shape: {}".format(e)) from e
         self._store.write(path, wire.dumps(accuracy))
         return accuracy
+
+
+def _accuracy_key(state: _Progress, evaluation: wire.EvaluationSet) -> str:
+    """Everything that a prediction depends on. The pixels are the model's input only after the manifest's preprocessing: the
+    same file and images with another mean are another input."""
+    parts = [
+        wire.AGENT_VERSION,
+        state.artifact.blob.sha256,
+        evaluation.images.sha256,
+        evaluation.labels.sha256,
+        wire.encode(state.artifact.input),
+        wire.encode(state.manifest.preprocessing),
+        [state.variant.runtime, state.series[0].runtime_version, state.variant.provider],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _measurement(state: _Progress) -> wire.Measurement:

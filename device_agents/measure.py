@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Iterable, List, Optional, Tuple
 
 from device_agents import wire
 from device_agents.boards.generic import read_text
@@ -73,7 +73,7 @@ def read_moment() -> Moment:
         monotonic_ns=time.monotonic_ns(),
         wall_ns=time.time_ns(),
         own_cpu_s=time.process_time(),
-        busy_cpu_s=parse_busy_cpu(read_text(_proc("stat")) or "", os.sysconf("SC_CLK_TCK")),
+        busy_cpu_s=parse_busy_cpu(read_text(_proc("stat"), 1_000_000) or "", os.sysconf("SC_CLK_TCK"), os.sched_getaffinity(0)),
         swapped_pages=parse_swapped_pages(read_text(_proc("vmstat")) or ""),
     )
 
@@ -102,13 +102,21 @@ def compare_moments(a: Moment, b: Moment) -> Between:
     return Between(own_cpu=max(own, 0.0), foreign_cpu=foreign, swapped_pages=swapped, clock_step_ms=step)
 
 
-def parse_busy_cpu(stat: str, ticks_per_s: int) -> Optional[float]:
-    """``/proc/stat`` → CPU seconds spent on anything but idling and waiting (proc(5): user nice system idle iowait irq …)."""
-    first = stat.split("\n", 1)[0].split()
-    if len(first) < 5 or first[0] != "cpu":
-        return None
-    values = [int(v) for v in first[1:9]]
-    return (sum(values) - values[3] - (values[4] if len(values) > 4 else 0)) / ticks_per_s
+def parse_busy_cpu(stat: str, ticks_per_s: int, cpus: Iterable[int]) -> Optional[float]:
+    """``/proc/stat`` → CPU seconds spent on anything but idling and waiting (proc(5): user nice system idle iowait irq …).
+
+    Only of ``cpus``, those this process may run on: what others do elsewhere takes nothing from it. None where one is absent.
+    """
+    wanted = {"cpu{}".format(number) for number in cpus}
+    found = 0
+    busy = 0
+    for line in stat.splitlines():
+        words = line.split()
+        if len(words) >= 5 and words[0] in wanted:
+            values = [int(v) for v in words[1:9]]
+            busy += sum(values) - values[3] - (values[4] if len(values) > 4 else 0)
+            found += 1
+    return busy / ticks_per_s if found and found == len(wanted) else None
 
 
 def parse_swapped_pages(vmstat: str) -> Optional[int]:

@@ -156,14 +156,20 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
     store, plan, artifact = Store(Path(request.root)), _need(request.plan), _need(request.artifact)
     golden, preprocessing = _need(request.golden), _need(request.preprocessing)
     started_at = utc_now()
-    images = load_images(store, golden.blob, golden.count, preprocessing, "the golden images")
     recorded = parse_npy(store.read_blob(artifact.golden.blob), "the golden outputs")
-    parts = [prepare(images[index], preprocessing, artifact.input) for index, _ in batches(golden.count, artifact.batch)]
+    pick = [index for index, _ in batches(golden.count, artifact.batch)]
+
+    def part(index: Any) -> Any:
+        # One batch at a time, mapped anew and let go: what all golden images need is no part of the model's memory.
+        images = load_images(store, golden.blob, golden.count, preprocessing, "the golden images")
+        return prepare(np.asarray(images[index]), preprocessing, artifact.input)
+
+    x = part(pick[0])
     loaded = _load(request)
     start = time.perf_counter_ns()
-    first = _run(loaded, parts[0])
+    first = _run(loaded, x)
     first_ns = time.perf_counter_ns() - start
-    outputs = [first] + [_run(loaded, part) for part in parts[1:]]
+    outputs = [first] + [_run(loaded, part(index)) for index in pick[1:]]
     flat = np.concatenate([np.asarray(o, np.float32).reshape(artifact.batch, -1) for o in outputs])[: golden.count]
     result = compare(flat, recorded, artifact.golden.tolerance)
     if not result.passed:
@@ -174,8 +180,8 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
             ),
             "build the bundle again, or leave this runtime to other artifacts",
         )
-    x, label = parts[0], "series {}".format(request.process + 1)
-    del parts, outputs, flat, images
+    label = "series {}".format(request.process + 1)
+    del outputs, flat, first
 
     def alive(calls: int) -> None:
         say({"type": "progress", "stage": "series", "done": calls, "total": plan.min_samples, "unit": "samples", "text": label})
@@ -228,7 +234,11 @@ def _outputs(request: WorkRequest, images: Any, say: Say, stage: str) -> Any:
             said = time.monotonic()
             done = int(index[0]) + real
             say({"type": "progress", "stage": stage, "done": done, "total": count, "unit": "images", "text": artifact.name})
-    return np.concatenate(found)
+    outputs = np.concatenate(found)
+    bad = int((~np.isfinite(outputs)).any(axis=1).sum())
+    if bad:  # the largest of a row with a NaN is the NaN, which may count as a right answer
+        raise Refused("worker-failed", "the outputs are not a number or infinite in {} of {} images".format(bad, count))
+    return outputs
 
 
 def _accuracy(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:

@@ -118,6 +118,33 @@ def test_accuracy_is_counted_once(agent: AgentProcess, bundle: TinyBundle) -> No
     assert dataclasses.replace(found[0], reused=True) == found[1]
 
 
+def test_accuracy_is_counted_anew_where_the_same_file_gets_other_inputs(
+    agent: AgentProcess, signer: Signer, bundle: TinyBundle
+) -> None:
+    def other_mean(document: dict[str, Any]) -> None:
+        document["preprocessing"]["mean"] = [0.9, 0.0, 0.9]
+        for artifact in document["artifacts"]:
+            artifact["golden"]["tolerance"] = {"max_relative": None, "min_cosine": -1.0, "top1_margin": 1e9}
+
+    other = make_bundle(signer, version=7, change=other_mean)
+    agent.install(other)
+    plain = run(agent, make_job(bundle, "one-mean")).measurements[0].accuracy
+    shifted = run(agent, make_job(other, "another-mean")).measurements[0].accuracy
+    assert plain and shifted and not shifted.reused, "the accuracy of another preprocessing was given"
+
+
+def test_outputs_that_are_no_numbers_are_no_answers(agent: AgentProcess, signer: Signer) -> None:
+    def overflow(document: dict[str, Any]) -> None:
+        document["preprocessing"]["std"] = [1e-40] * 3
+
+    broken = make_bundle(signer, version=8, change=overflow)
+    agent.install(broken)
+    pixels = npy(tiny_images(2))
+    header = {"variant": wire.encode(broken.variant()), "count": 2, "bytes": len(pixels)}
+    with pytest.raises(AgentRefused, match="not a number or infinite in 2 of 2 images"):
+        agent.call("predict", stdin=json.dumps(header).encode() + b"\n" + pixels)
+
+
 def test_accuracy_left_out_says_why(agent: AgentProcess, signer: Signer, bundle: TinyBundle) -> None:
     without = make_bundle(signer, evaluation=False, version=5)
     agent.install(without)

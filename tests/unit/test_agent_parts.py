@@ -93,6 +93,15 @@ def test_wrong_outputs_fail(name: str) -> None:
     assert wire.loads(wire.GoldenResult, wire.dumps(result), "x", 9999) == result
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_recorded_outputs_that_are_no_numbers_agree_with_nothing(value: float) -> None:
+    bad = recorded()
+    bad[2, int(bad[2].argmax())] = value
+    result = golden.compare(recorded(), bad, wire.Tolerance(0.5, -1.0, 1e9))
+    assert not result.passed and "recorded" in result.reason
+    assert wire.loads(wire.GoldenResult, wire.dumps(result), "x", 9999) == result
+
+
 def test_a_close_call_may_change_its_class() -> None:
     near = np.array([[1.0, 1.005, 0.0]], np.float32)
     flipped = np.array([[1.005, 1.0, 0.0]], np.float32)
@@ -120,8 +129,10 @@ def test_the_upper_bound_holds_and_one_sample_is_taken_at_least() -> None:
 
 
 def test_kernel_files() -> None:
-    assert measure.parse_busy_cpu("cpu  100 0 50 1000 30 5 5 10 0 0\ncpu0 1", 100) == pytest.approx(1.70)
-    assert measure.parse_busy_cpu("", 100) is None
+    stat = "cpu  300 0 50 9000 30 5 5 10 0 0\ncpu0 100 0 50 1000 30 5 5 10 0 0\ncpu1 200 0 0 8000 0 0 0 0 0 0\nintr 1 2\n"
+    assert measure.parse_busy_cpu(stat, 100, [0]) == pytest.approx(1.70), "what runs on CPUs we may not use was counted"
+    assert measure.parse_busy_cpu(stat, 100, [0, 1]) == pytest.approx(3.70)
+    assert measure.parse_busy_cpu(stat, 100, [0, 7]) is None and measure.parse_busy_cpu("", 100, [0]) is None
     assert measure.parse_swapped_pages("pswpin 3\npswpout 4\nother 1\n") == 7
     assert measure.parse_swapped_pages("nothing 1\n") is None
     assert (measure.peak_mb() or 0) >= (measure.resident_mb() or 0) * 0.9 > 1
