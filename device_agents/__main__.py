@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 EXIT_DONE = 0
 EXIT_USAGE = 64
@@ -86,7 +86,18 @@ def _serve(start: Start, store: Any, console: Any) -> Any:
     from device_agents.serve import serve_once
 
     with console.heartbeat():
-        return serve_once(store, start.agent_sha256)
+        return serve_once(store, start.agent_sha256, _lock_given(start))
+
+
+def _lock_given(start: Start) -> Optional[int]:
+    from device_agents.errors import Refused
+
+    if "--lock" not in start.arguments:
+        return None
+    after = start.arguments[start.arguments.index("--lock") + 1 :]
+    if not after or not after[0].isdigit():
+        raise Refused("bad-request", "serve: --lock takes the number of an open descriptor")
+    return int(after[0])
 
 
 def _follow(start: Start, store: Any, console: Any) -> Any:

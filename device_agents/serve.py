@@ -27,12 +27,15 @@ DEVICE_LOCK = b"\0edgevit-device-lock"
 MAX_ATTEMPTS = 3
 
 
-def serve_once(store: Store, agent_sha256: str) -> Dict[str, Any]:
-    """Work until the queue is empty. Another server at work is no error: the queue is in its hands."""
+def serve_once(store: Store, agent_sha256: str, inherited: Optional[int] = None) -> Dict[str, Any]:
+    """Work until the queue is empty. Another server at work is no error: the queue is in its hands.
+
+    ``inherited`` is the server's lock as an open descriptor, taken by whoever started this server.
+    """
     store.create()
     done = 0
+    lock = store.adopt_server_lock(inherited) if inherited is not None else _take_server_lock(store)
     while True:
-        lock = _take_server_lock(store)
         if lock is None:
             return {"served": done}
         try:
@@ -48,6 +51,7 @@ def serve_once(store: Store, agent_sha256: str) -> Dict[str, Any]:
         # A job queued between the last look and the release would wait for nobody: look once more without the lock.
         if not store.queued():
             return {"served": done}
+        lock = _take_server_lock(store)
 
 
 def _take_server_lock(store: Store) -> Optional[int]:

@@ -23,10 +23,10 @@ from device_agents.supervise import agent_argv
 
 POLL_S = 0.1
 RESTART_AFTER_S = 1.0
-"""A server needs a moment between being started and holding its lock."""
+"""So often ``follow`` looks whether a server is at work."""
 
 MAX_STARTS = 20
-"""So often ``follow`` starts a server that does not take the job, before it says that something is wrong."""
+"""So often ``follow`` starts a server while the job does not move, before it says that something is wrong."""
 
 
 class PartWriter:
@@ -80,16 +80,20 @@ def submit(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any]:
 
 
 def ensure_server(store: Store, agent_sha256: str) -> bool:
-    """Start a detached server unless one holds the lock; whether one was started."""
+    """Start a detached server unless one holds the lock; whether one was started.
+
+    The server inherits the lock, so there is no moment at which a second one could be started beside it: on a slow board it
+    would compile itself while the first one measures.
+    """
     lock = store.try_lock_server()
     if lock is None:
         return False
-    os.close(lock)
     try:
         log = os.open(str(store.log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             subprocess.Popen(
-                agent_argv(sys.executable, agent_sha256, store, "serve", "--once"),
+                agent_argv(sys.executable, agent_sha256, store, "serve", "--once", "--lock", str(lock)),
+                pass_fds=(lock,),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -100,17 +104,25 @@ def ensure_server(store: Store, agent_sha256: str) -> bool:
             os.close(log)
     except OSError as e:
         raise refuse_os_error(e, "starting the server") from e
+    finally:
+        os.close(lock)  # the server's copy still holds it
     return True
 
 
 def _state(store: Store, run_id: str) -> Optional[str]:
-    """acked, done, running, queued, or None where the run is not known."""
+    """acked, done, running, queued, or None where the run is not known.
+
+    Looked for in the order in which a run passes through these files, each being there before the one before it goes: in any
+    other order a run that moves on meanwhile could be seen nowhere.
+    """
+    part, queued = _exists(store.spool_path(run_id, "part")), _exists(store.queue_path(run_id))
+    done = _exists(store.spool_path(run_id, "run"))
     if _exists(store.spool_path(run_id, "acked")):
         return "acked"
-    if _exists(store.spool_path(run_id, "run")):
+    if done:
         return "done"
-    if _exists(store.queue_path(run_id)):
-        return "running" if _exists(store.spool_path(run_id, "part")) else "queued"
+    if queued:
+        return "running" if part else "queued"
     return None
 
 
@@ -120,7 +132,7 @@ def _exists(path: Path) -> bool:
 
 def follow(store: Store, console: Console, agent_sha256: str, run_id: str) -> None:
     """Stream a run's progress and write its result line, from whatever moment on."""
-    offset, starts, checked, unattended = 0, 0, 0.0, False
+    offset, starts, checked = 0, 0, 0.0
     while True:
         # The state is read before the progress: whatever the server wrote before it finished is then seen below.
         state = _state(store, run_id)
@@ -128,7 +140,9 @@ def follow(store: Store, console: Console, agent_sha256: str, run_id: str) -> No
             raise Refused("no-such-run", "run {} came home already and was acknowledged".format(run_id))
         if state is None:
             raise Refused("no-such-run", "this device knows no run {}".format(run_id), "edgevit bench submits one")
-        offset = _stream_part(store, console, run_id, offset)
+        before, offset = offset, _stream_part(store, console, run_id, offset)
+        if offset != before:
+            starts = 0
         if state == "done":
             data = store.read(store.spool_path(run_id, "run"), wire.MAX_RUN_BYTES)
             if data is not None:
@@ -137,11 +151,7 @@ def follow(store: Store, console: Console, agent_sha256: str, run_id: str) -> No
             continue
         if time.monotonic() - checked >= RESTART_AFTER_S:
             checked = time.monotonic()
-            if ensure_server(store, agent_sha256):
-                starts += 1
-                unattended = True
-            elif unattended:
-                starts, unattended = 0, False
+            starts += ensure_server(store, agent_sha256)
             if starts >= MAX_STARTS:
                 raise Refused("io-error", "the server ends without taking run {}: {}".format(run_id, _log_tail(store)))
         console.alive()

@@ -294,6 +294,22 @@ class Store:
         """The lock of the one server of this root, as a descriptor to close; None when another holds it."""
         return self._try_lock(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)
 
+    def adopt_server_lock(self, fd: int) -> int:
+        """``fd`` as :meth:`try_lock_server` would give it, from a parent that held the lock. Raises ``bad-request`` for another
+        file, ``busy`` where it is not locked and another holds it."""
+        try:
+            os.set_inheritable(fd, False)
+            same = os.path.samestat(os.fstat(fd), os.stat(str(self.root / "lock")))
+        except OSError as e:
+            raise Refused("bad-request", "descriptor {} is not the server's lock: {}".format(fd, e)) from e
+        if not same:
+            raise Refused("bad-request", "descriptor {} is not the lock of {}".format(fd, self.root))
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of no effect where it is held through this descriptor already
+        except OSError as e:
+            raise Refused("busy", "another server holds the lock of {}: {}".format(self.root, e)) from e
+        return fd
+
     def try_lock_blobs(self) -> Optional[int]:
         """The lock of whoever writes or removes blobs and bundles."""
         return self._try_lock(self.root / "blobs", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from device_agents import wire
+from device_agents.spool import _state
+from device_agents.store import Store
 from device_agents.verdict import judge
 from tests.support.agent_bundle import (
     FAST_PLAN,
@@ -228,6 +230,57 @@ def test_a_run_that_kills_its_server_each_time_ends(agent: AgentProcess, bundle:
     result = agent.follow("cursed")
     assert result.status == "interrupted" and result.attempt == 3 and "lost" in result.reason
     agent.call("ack", "cursed")
+
+
+def test_no_second_server_starts_while_the_first_one_does(agent: AgentProcess, bundle: TinyBundle) -> None:
+    """Also before the first one has come as far as its own code: the lock is handed over, not taken anew."""
+    wait_for(lambda: not processes(agent, "serve"), "the end of earlier servers")
+    job = make_job(bundle, "single")
+    agent.call("submit", stdin=wire.encode(job))
+    lock = Store(agent.root).try_lock_server()
+    if lock is not None:
+        os.close(lock)
+    assert lock is None, "nobody held the lock after submit"
+    assert agent.follow("single").status == "completed"
+    agent.call("ack", "single")
+    with pytest.raises(AgentRefused, match="not the server's lock"):
+        agent.call("serve", "--once", "--lock", "77")
+
+
+def test_a_run_that_moves_on_while_it_is_looked_for_is_not_lost(tmp_path: Path) -> None:
+    """The server writes the result and removes the job, the host acknowledges, just between two looks."""
+
+    class Moving(Store):
+        def __init__(self, root: Path, at: str) -> None:
+            super().__init__(root)
+            self.at = at
+
+        def _move(self, where: str) -> None:
+            if where == self.at == "queue":
+                Store.spool_path(self, "r", "run").write_bytes(b"{}")
+                Store.queue_path(self, "r").unlink()
+            elif where == self.at == "run":
+                Store.spool_path(self, "r", "acked").write_bytes(b"{}")
+                Store.spool_path(self, "r", "run").unlink()
+            else:
+                return
+            self.at = ""
+
+        def queue_path(self, run_id: str) -> Path:
+            self._move("queue")
+            return super().queue_path(run_id)
+
+        def spool_path(self, run_id: str, suffix: str) -> Path:
+            self._move(suffix)
+            return super().spool_path(run_id, suffix)
+
+    store = Moving(tmp_path / "root", "queue")
+    store.create()
+    Store.queue_path(store, "r").write_bytes(b"{}")
+    assert _state(store, "r") == "done"
+    store.at = "run"
+    assert _state(store, "r") == "acked"
+    assert _state(store, "other") is None
 
 
 def test_killed_between_result_and_queue(agent: AgentProcess, bundle: TinyBundle) -> None:
