@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from device_agents import wire
-from edgevit.errors import EdgevitError, LostLink, Unreachable, UsageError
+from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable, UsageError
 from edgevit.fleet.agent import Agent
 from edgevit.progress import Progress
 
@@ -102,16 +102,26 @@ def measure(
 
     ``reconnect`` makes a fresh agent for the same device. Submitting twice is harmless (the device knows ``run_id``), so a
     link lost while submitting is taken up the same way. Raises what the device or the link says once all attempts are used;
-    the result then still waits on the device for ``edgevit collect``.
+    the result then still waits on the device for ``edgevit collect``. Once the store has the run, only its acknowledgement is
+    tried again: where that fails too the device offers the run once more, and the store knows it.
     """
     delay = 0.5
+    home: Measured | None = None
     for attempt in range(RECONNECTS + 1):
         try:
-            agent.submit(job)
-            run = agent.follow(job.run_id, progress)
-            return _store_and_acknowledge(agent, run, store)
+            if home is None:
+                agent.submit(job)
+                run = agent.follow(job.run_id, progress)
+                home = Measured(run=run, newly_stored=store.add_run(run))
+            agent.ack(job.run_id)
+            return home
         except (LostLink, Unreachable) as error:
             if reconnect is None or attempt == RECONNECTS:
+                if home is not None:
+                    progress.advance(
+                        job.target, 0, f"the link is lost; run {job.run_id} is stored, {job.target} keeps its copy"
+                    )
+                    return home
                 raise type(error)(
                     f"{error} (run {job.run_id} goes on there; its result waits on the device)",
                     hint=f"edgevit collect {job.target}",
@@ -121,7 +131,7 @@ def measure(
             delay = min(delay * 2, 20.0)
             try:
                 agent = reconnect()
-            except Unreachable:
+            except (LostLink, Unreachable):
                 continue
     raise LostLink(f"{job.target}: no answer", hint=f"edgevit collect {job.target}")
 
@@ -137,7 +147,12 @@ def bring_home(agent: Agent, store: RunStore, progress: Progress, *, wait: bool)
     home = []
     for entry in agent.waiting():
         if entry.state == "done" or wait:
-            run = agent.follow(entry.run_id, progress)
+            try:
+                run = agent.follow(entry.run_id, progress)
+            except DeviceRefused as error:
+                if error.code != "no-such-run":
+                    raise
+                continue  # whoever submitted it brought it home since the device was asked
             home.append(_store_and_acknowledge(agent, run, store))
     return home
 
