@@ -41,7 +41,7 @@ def _warnings(bundle: Bundle) -> list[Text]:
     if bundle.manifest.evaluation is None:
         lines.append(Text(f"no top-1 on the device: {bundle.manifest.evaluation_absent}", style="yellow"))
     for artifact in bundle.manifest.artifacts:
-        lines += [Text(f"{artifact.name}: {note}", style="yellow") for note in artifact.notes]
+        lines += [Text(f"{artifact.name}: {note}", style="yellow") for note in artifact.notes if note.startswith("not ")]
     return lines
 
 
@@ -112,6 +112,8 @@ def _render_artifact(artifact: Artifact) -> RenderableType:
             f"{checked.runtime} {checked.version} (Python {checked.python}): max error {checked.max_abs_error:.2g}, "
             f"cosine ≥ {checked.min_cosine:.5f}",
         )
+    for note in artifact.notes:
+        table.add_row("note", note)
     operators = sorted(artifact.operators.items(), key=lambda item: (-item[1], item[0]))
     table.add_row("operators", ", ".join(f"{name} {count}" for name, count in operators))
     return table
