@@ -256,6 +256,7 @@ class BoardSampler:
     def start(self) -> None:
         if self._thread is None:
             self._start = time.monotonic()
+            self._board.begin()
             self._thread = threading.Thread(target=self._sample, daemon=True)
             self._thread.start()
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from device_agents import wire
 from device_agents.activate import read_active, read_signers
@@ -131,10 +131,21 @@ def find_runtimes(store: Store, agent_sha256: str, quick: bool, alive: Callable[
         reason = "not proven yet; a probe without --quick does"
         return version, (), None, {"runtimes": reason, "numpy": reason}
     runtimes, absent, numpy = prove_runtimes(python, agent_sha256, store, alive)
+    if any(told.startswith(PASSING) for told in _failures(runtimes, absent)):
+        return version, runtimes, numpy, absent
     store.create()
     document = {"key": key, "runtimes": wire.encode(runtimes), "numpy": numpy, "absent": absent}
     store.write(store.runtimes_path, json.dumps(document).encode("utf-8"))
     return version, runtimes, numpy, absent
+
+
+PASSING = ("worker-timeout:", "worker-died: the worker was ended by SIGKILL")
+"""How the reasons begin that say more about the moment (a busy board, no memory left) than about a runtime. Remembering them
+would leave the runtime out until its package changes."""
+
+
+def _failures(runtimes: Tuple[wire.RuntimeFact, ...], absent: Dict[str, str]) -> List[str]:
+    return list(absent.values()) + [p.detail for r in runtimes for p in r.providers if not p.proven]
 
 
 def _read_cache(store: Store, key: str) -> Optional[Tuple[Tuple[wire.RuntimeFact, ...], Optional[str], Dict[str, str]]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import time
+import threading
 from collections import deque
 from pathlib import Path
-from typing import Any, Deque, Dict, List
+from typing import Any, Deque, Dict, Iterator, List
 
 from device_agents import wire
 from device_agents.console import Console
@@ -31,30 +33,35 @@ def provision(store: Store, console: Console, agent_sha256: str) -> Dict[str, An
     mark = store.venv_folder / "edgevit.json"
     wanted = json.dumps({"python": sys.version, "requirements": requirements, "system_site": system_site}, sort_keys=True)
     python = str(store.venv_folder / "bin" / "python")
-    if (store.read(mark, wire.MAX_JOB_BYTES) or b"").decode("utf-8") != wanted or not Path(python).exists():
-        store.write(store.venv_unfinished_path, b"provision was at work here\n")
-        _make_environment(store, console, system_site)
-        if requirements:
-            command = [
-                python,
-                "-m",
-                "pip",
-                "install",
-                "--disable-pip-version-check",
-                "--no-input",
-                "--progress-bar",
-                "off",
-                "--",
-            ]
-            _run_step(command + requirements, console, "install", "no-runtime")
-        store.write(mark, wanted.encode("utf-8"))
-        store.remove(store.venv_unfinished_path)
+    # A mark in an environment still called unfinished was made just before its agent was killed: it would never be used.
+    made = (store.read(mark, wire.MAX_JOB_BYTES) or b"").decode("utf-8") == wanted and Path(python).exists()
+    if not made or store.venv_unfinished_path.exists():
+        with _no_job_running(store):
+            store.write(store.venv_unfinished_path, b"provision was at work here\n")
+            _make_environment(store, console, system_site)
+            if requirements:
+                options = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--"]
+                _run_step([python, "-m", "pip", "install"] + options + requirements, console, "install", "no-runtime")
+            store.write(mark, wanted.encode("utf-8"))
+            store.remove(store.venv_unfinished_path)
     with console.heartbeat():
         version, runtimes, _, absent = find_runtimes(store, agent_sha256, False, lambda message: None)
     if not runtimes and requirements:
         reasons = "; ".join("{}: {}".format(k, v) for k, v in sorted(absent.items()))
         raise Refused("no-runtime", "the environment was made, but no runtime works in it: {}".format(reasons))
     return {"python": version, "runtimes": wire.encode(runtimes), "absent": absent}
+
+
+@contextlib.contextmanager
+def _no_job_running(store: Store) -> Iterator[None]:
+    """Keeps servers and other provisionings away: both would find the environment half made. Raises ``busy``."""
+    lock = store.try_lock_server()
+    if lock is None:
+        raise Refused("busy", "a job is being measured on this device, or its environment is being made")
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def parse_requirements(request: Any) -> Any:
@@ -84,33 +91,51 @@ def _make_environment(store: Store, console: Console, system_site: bool) -> None
     _run_step(command + [str(store.venv_folder)], console, "environment", "no-python")
 
 
-def _run_step(command: List[str], console: Console, stage: str, code: str) -> None:
-    """Run a command, passing on its lines; a failure is a refusal with its last lines."""
+def _run_step(command: List[str], console: Console, stage: str, code: str, timeout_s: float = STEP_TIMEOUT_S) -> None:
+    """Run a command, passing on its lines; a failure is a refusal with its last lines. One that takes too long is ended, also
+    where it says nothing at all."""
     tail: Deque[str] = deque(maxlen=30)
-    deadline = time.monotonic() + STEP_TIMEOUT_S
+    late = threading.Event()
     env = dict(os.environ, PYTHONNOUSERSITE="1", PIP_NO_COLOR="1")
     with console.heartbeat():
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, cwd="/"
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=env,
+                cwd="/",
+                start_new_session=True,
             )
         except OSError as e:
             raise refuse_os_error(e, "starting {}".format(command[0])) from e
         stdout: Any = process.stdout
+
+        def end() -> None:
+            late.set()
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(timeout_s, end)
+        timer.daemon = True
+        timer.start()
         try:
             for raw in stdout:
                 line = printable(raw.decode("utf-8", "replace")).strip()
                 if line:
                     tail.append(line)
                     console.progress(stage, 0, 0, "", line[:400])
-                if time.monotonic() > deadline:
-                    raise Refused("busy", "{} took over {:.0f} s".format(" ".join(command[:4]), STEP_TIMEOUT_S))
             status = process.wait()
         finally:
+            timer.cancel()
             if process.poll() is None:
-                process.kill()
+                end()
             process.wait()
             stdout.close()
+    if late.is_set():
+        text = "; its last lines:\n" + "\n".join(tail) if tail else ", in silence"
+        raise Refused(code, "{} took over {:.0f} s{}".format(" ".join(command[:4]), timeout_s, text))
     if status != 0:
         text = "\n".join(tail)
         full = "No space left" in text

@@ -198,7 +198,7 @@ def prove_runtimes(
                     try:
                         facts.append(_fact(name, _prove(argv, store, runtime, name, alive)["proof"]))
                     except Refused as e:
-                        facts.append(wire.ProviderFact(name, False, str(e)[:4000]))
+                        facts.append(wire.ProviderFact(name, False, "{}: {}".format(e.code, e)[:4000]))
             found.append(wire.RuntimeFact(runtime, str(told["version"]), tuple(facts)))
         except Refused as e:
             absent[runtime] = "{}: {}".format(e.code, e)[:400]

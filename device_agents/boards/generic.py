@@ -101,6 +101,9 @@ class GenericBoard:
         names = sorted({text for text in map(read_text, files) if text})
         return "+".join(names)[:60] or None
 
+    def begin(self) -> None:
+        """A measurement begins now: what limited the board before does not belong to it. Boards that count events override."""
+
     def throttle(self) -> Optional[Tuple[str, ...]]:
         """What limits the board now; None where this kind of board does not tell."""
         return None

@@ -42,6 +42,9 @@ class Jetson(GenericBoard):
         )
         return {int(number): name for number, name in modes}.get(int(status.group(1)))
 
+    def begin(self) -> None:
+        self.throttle()  # events up to now are seen
+
     def throttle(self) -> Optional[Tuple[str, ...]]:
         now: Dict[str, float] = {}
         for hwmon in sorted((self.root / "sys/class/hwmon").glob("hwmon*")):

@@ -110,6 +110,17 @@ def test_two_formats_measured_interleaved(agent: AgentProcess, bundle: TinyBundl
     agent.call("ack", "interleaved")
 
 
+def test_a_proof_killed_for_want_of_memory_is_not_remembered(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path / "root").upload()
+    probe = agent.start("probe")
+    for pid in wait_for(lambda: processes(agent, "worker"), "a proof"):
+        os.kill(pid, signal.SIGKILL)
+    out, _ = probe.communicate(timeout=120)
+    first = json.loads(out.splitlines()[-1])["value"]
+    assert "SIGKILL" in first["absent"]["onnxruntime"]
+    assert "onnxruntime" in [r["runtime"] for r in agent.call("probe")["runtimes"]], "the runtime stays absent for ever"
+
+
 def test_accuracy_is_counted_once(agent: AgentProcess, bundle: TinyBundle) -> None:
     found = []
     for number in range(2):

@@ -9,6 +9,7 @@ import pytest
 from device_agents.boards import detect_board
 from device_agents.boards.jetson import Jetson
 from device_agents.boards.raspberry_pi import RaspberryPi, parse_throttled
+from device_agents.job import BoardSampler
 
 
 def lay_out(root: Path, files: dict[str, str]) -> Path:
@@ -84,6 +85,23 @@ def test_jetson(tmp_path: Path) -> None:
     assert board.throttle() == ("over-current-oc3",)
     assert board.throttle() == ()
     assert "power-mode:7W" in board.sensors()
+
+
+def test_events_between_two_measurements_belong_to_neither(tmp_path: Path) -> None:
+    board = detect_board(lay_out(tmp_path, ORIN))
+    count = tmp_path / "sys/class/hwmon/hwmon3/oc1_event_cnt"
+
+    def measured(during: str) -> list[tuple[str, ...] | None]:
+        sampler = BoardSampler(board)
+        sampler.start()
+        count.write_text(during)
+        sampler.stop()
+        return [r.throttle for r in sampler.readings() if r.throttle]
+
+    assert measured("4\n") == []
+    count.write_text("9\n")
+    assert measured("9\n") == [], "what limited the board before the measurement was held against it"
+    assert measured("10\n") == [("over-current-oc1",)]
 
 
 def test_a_board_that_tells_nothing(tmp_path: Path) -> None:
