@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from device_agents import wire
 from edgevit.errors import NotProvisioned
 from edgevit.fleet.agent import Agent
 from edgevit.profile import Profile
+from edgevit.profile_model import RuntimeOption
 from edgevit.progress import Progress
 
 
@@ -25,8 +27,9 @@ class ProvisionPlan:
 def plan_provision(target: str, profile: Profile, facts: wire.Facts) -> ProvisionPlan:
     """Which pip requirements bring this board's runtimes to its Python. Pure.
 
-    A runtime that the vendor's system brings and that is proven already is left alone. NotProvisioned, naming what to install,
-    where Python or ``ssh-keygen -Y`` is missing or no runtime is known for this Python.
+    A runtime that the vendor's system brings and that is proven already is left alone. Facts do not tell a vendor's runtime
+    from the wheel that an earlier provisioning installed; a proven provider that no wheel has does. NotProvisioned, naming
+    what to install, where Python or ``ssh-keygen -Y`` is missing or no runtime is known for this Python.
     """
     if facts.ssh_keygen is None:
         why = facts.absent.get("ssh_keygen", "it has no ssh-keygen -Y")
@@ -35,20 +38,18 @@ def plan_provision(target: str, profile: Profile, facts: wire.Facts) -> Provisio
             hint="on the device: sudo apt install openssh-client (8.1 or newer)",
         )
     options = profile.options(facts.machine)
-    proven = {r.runtime for r in facts.runtimes if any(p.proven for p in r.providers)}
+    vendors = {r.runtime for r in facts.runtimes if _is_vendors(r, options, facts.python)}
     requirements: dict[str, None] = {}
     runtimes: list[str] = []
     without: list[str] = []
     system_site = any(option.system for option in options)
     for option in options:
         wanted = option.requirements(facts.python)
-        from_system = bool(option.system) and option.runtime in proven
-        if from_system or (wanted and option.runtime in runtimes):
+        if option.runtime in vendors:
             runtimes.append(option.runtime)
-        elif wanted and not (system_site and option.runtime in proven):
-            runtimes.append(option.runtime)
-            requirements.update(dict.fromkeys(wanted))
-        elif option.runtime in proven:
+        elif wanted:
+            if option.runtime not in runtimes:
+                requirements.update(dict.fromkeys(wanted))
             runtimes.append(option.runtime)
         else:
             source = option.system or f"no wheel is known for Python {facts.python}"
@@ -60,6 +61,14 @@ def plan_provision(target: str, profile: Profile, facts: wire.Facts) -> Provisio
             hint=profile.python_hint or f"edgevit profiles show {profile.name}",
         )
     return ProvisionPlan(tuple(requirements), system_site, tuple(dict.fromkeys(runtimes)), tuple(without))
+
+
+def _is_vendors(found: wire.RuntimeFact, options: Sequence[RuntimeOption], python: str) -> bool:
+    """Whether a proven runtime can only have come from the board's vendor."""
+    same = [o for o in options if o.runtime == found.runtime]
+    in_wheels = {name for o in same if o.requirements(python) for name in o.providers}
+    from_system = {name for o in same if o.system for name in o.providers}
+    return any(p.proven and p.name in from_system - in_wheels for p in found.providers)
 
 
 def provision_target(

@@ -155,3 +155,14 @@ def test_a_runtime_of_the_board_s_vendor_is_left_alone() -> None:
     assert not any(r.startswith("onnxruntime") for r in made.requirements)
     bare = plan_provision("box", profile, facts_of(python="3.10.12", machine="aarch64"))
     assert any(r.startswith("onnxruntime") for r in bare.requirements)
+
+
+@pytest.mark.parametrize("name", ["jetson-orin-nano", "raspberry-pi-5", "generic-x86-64"])
+def test_provisioning_again_asks_for_the_same(name: str) -> None:
+    """What the first one installed is proven then; taken for the vendor's, it would be thrown away."""
+    profile, machine = load_profile(name), "x86_64" if name == "generic-x86-64" else "aarch64"
+    python = "3.10.12" if "jetson" in name else "3.11.2"
+    first = plan_provision("box", profile, facts_of(python=python, machine=machine))
+    installed = (runtime("onnxruntime", "CPUExecutionProvider"), runtime("litert", "XNNPACK"))
+    again = plan_provision("box", profile, facts_of(python=python, machine=machine, runtimes=installed))
+    assert again == first
