@@ -31,15 +31,24 @@ class ActiveState:
     previous: Optional[wire.Active]
 
 
-def read_active(store: Store) -> Optional[ActiveState]:
-    """What is active; None where nothing ever was. Raises ``io-error`` on a damaged file."""
+def read_active(store: Store, allow_damaged: bool = False) -> Optional[ActiveState]:
+    """What is active; None where nothing ever was. Raises ``io-error`` on a damaged file.
+
+    ``allow_damaged``: None there as well. Which version was active is lost then, so this is for whoever allows older ones.
+    """
     data = store.read(store.active_path, wire.MAX_JOB_BYTES)
     if data is None:
         return None
     try:
         return wire.loads(ActiveState, data, "active.json", wire.MAX_JOB_BYTES)
     except wire.WireError as e:
-        raise Refused("io-error", "{} is damaged: {}".format(store.active_path, e), "activate a bundle anew") from e
+        if allow_damaged:
+            return None
+        raise Refused(
+            "io-error",
+            "{} is damaged: {}; a deployment with --allow-older writes it anew".format(store.active_path, e),
+            "edgevit deploy BUNDLE --allow-older",
+        ) from e
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def activate(store: Store, console: Console) -> Dict[str, Any]:
         artifact_of(verified.manifest, request.variant)
         for blob in verified.manifest.blobs():
             store.check_blob(blob)
-        state = read_active(store)
+        state = read_active(store, request.allow_older)
         if state is not None and state.active.variant == request.variant:
             return {"active": wire.encode(state.active), "changed": False}
         check_version(verified.manifest, state.active if state else None, request.allow_older)

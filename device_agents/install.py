@@ -74,7 +74,7 @@ def install(store: Store, console: Console) -> Dict[str, Any]:
 
     manifest_bytes, signature, allow_older = _parse_request(console.read_line(_REQUEST_BYTES, "install", IDLE_S))
     verified = verify_bundle(store, manifest_bytes, signature)
-    state = read_active(store)
+    state = read_active(store, allow_older)
     check_version(verified.manifest, state.active if state else None, allow_older)
     with locked_blobs(store, console):
         store.clean_temporaries()
@@ -219,7 +219,8 @@ class _Receiver:
                     "blob {}: the bytes that arrived have the SHA-256 {}".format(self._blob.sha256, self._digest.hexdigest()),
                     "verify the bundle on the host, then deploy it again",
                 )
-            os.fsync(fd)
+            with self._console.heartbeat():  # a slow card may take longer to write than the host waits in silence
+                os.fsync(fd)
             os.rename(str(part), str(self._store.blob_path(self._blob.sha256)))
         except OSError as e:
             raise refuse_os_error(e, "storing blob {}".format(self._blob.sha256)) from e

@@ -351,6 +351,21 @@ def test_signers_are_added_once_and_replaced_whole(agent: AgentProcess, signer: 
     assert agent.call("allow", stdin={"lines": [other.line("ann")], "replace": True}) == {"signers": 1, "added": 1}
 
 
+def test_a_damaged_record_of_what_is_active_can_be_written_anew(agent: AgentProcess, signer: Signer) -> None:
+    """A device whose card spoilt that one file must not need a hand there; what was active is lost, so older is allowed."""
+    bundle = make_bundle(signer)
+    agent.allow(signer)
+    agent.install(bundle)
+    activate(agent, bundle)
+    (agent.root / "active.json").write_bytes(b"\0" * 300)
+    told = refused(lambda: activate(agent, bundle))
+    assert told.code == "io-error" and "--allow-older" in told.message
+    agent.install(bundle, allow_older=True)
+    request = {"variant": wire.encode(bundle.variant()), "policy": "test", "allow_older": True}
+    assert agent.call("activate", stdin=request)["changed"] is True
+    assert activate(agent, bundle)["changed"] is False
+
+
 def test_gc_keeps_active_previous_newest_and_nothing_else(agent: AgentProcess, signer: Signer) -> None:
     bundles = [make_bundle(signer, version=v, extra_blob=f'["{v}"]'.encode()) for v in (1, 2, 3, 4)]
     for bundle in bundles:
