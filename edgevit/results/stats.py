@@ -329,7 +329,9 @@ def _reference(members: Sequence[Summary], *, scored: bool) -> Summary | None:
 
 def _relate_one(s: Summary, timed: Summary | None, scored: Summary | None) -> Summary:
     changes: dict[str, object] = {}
-    if not s.p50_ms:
+    if s.failure:
+        changes.update(speedup=None, speedup_absent=s.failure)  # what it gave before it failed is no measurement to compare
+    elif not s.p50_ms:
         changes.update(speedup=None, speedup_absent=s.p50_absent or "its p50 is 0")
     elif timed is not None and timed.p50_ms is not None:
         name = f"{timed.label} on {timed.runtime} {timed.runtime_version}".strip()

@@ -185,6 +185,15 @@ def test_a_failed_measurement_is_never_the_reference() -> None:
     assert rows[2].reference == "fp32-tflite on litert 2.3.0"
 
 
+def test_what_a_variant_gave_before_it_failed_is_no_speedup() -> None:
+    """Killed in its second process: one series is there, the measurement asked for is not."""
+    died = dataclasses.replace(
+        measurement("int8-dynamic", "onnx", 20.0, processes=1), failure=failed(code="worker-died").failure
+    )
+    _, cut = summarize_all([run(measurements=(measurement("fp32"), died))])
+    assert cut.n and cut.speedup is None and cut.speedup_absent == cut.failure and not cut.rankable
+
+
 def test_pareto_front() -> None:
     assert pareto_front([(1, 1), (2, 3), (3, 2), (2, 3), (4, 4), (1, 0)]) == [0, 1, 4]
     assert pareto_front([]) == []
