@@ -183,7 +183,7 @@ class SshKeygenChecker:
             raise Refused("no-ssh-keygen", "there is no {} here: {}".format(self._program, e), NEEDS) from e
         except subprocess.TimeoutExpired as e:
             raise Refused("bad-signature", "{} gave no answer within {:.0f} s".format(self._program, TIMEOUT_S)) from e
-        err = printable(done.stderr.decode("utf-8", "replace")).strip()
+        err = printable(done.stderr.decode("utf-8", "replace").strip())  # it ends its lines with CR LF
         if done.returncode != 0 and ("unknown option" in err or "illegal option" in err or "usage:" in err.lower()):
             raise Refused("no-ssh-keygen", "this {} knows no -Y: {}".format(self._program, err[:200]), NEEDS)
         return done.returncode, done.stdout.decode("utf-8", "replace"), err[:400]

@@ -22,6 +22,7 @@ from device_agents.verify import parse_manifest, verify_manifest
 from edgevit.errors import BundleError, UsageError
 
 MANIFEST, SIGNATURE, BLOBS = "manifest.json", "manifest.json.sig", "blobs"
+AGAIN = "copy or build the bundle again"
 CHUNK = 1 << 20
 
 
@@ -101,8 +102,8 @@ def _verify(path: Path, manifest_bytes: bytes, signature: bytes, signers: Path |
 
 _HINTS = {
     "unknown-signer": "if you trust that key, add its line to the signers file: edgevit verify BUNDLE --signers FILE",
-    "bad-signature": "copy or build the bundle again",
-    "bad-manifest": "copy or build the bundle again",
+    "bad-signature": AGAIN,
+    "bad-manifest": AGAIN,
     "newer-schema": "pip install --upgrade edgevit",
     "agent-too-old": "pip install --upgrade edgevit",
 }
@@ -112,7 +113,7 @@ def _lstat(path: Path) -> os.stat_result:
     try:
         return path.lstat()
     except FileNotFoundError as e:
-        raise BundleError(f"{path}: missing", hint="copy or build the bundle again") from e
+        raise BundleError(f"{path}: missing", hint=AGAIN) from e
     except OSError as e:
         raise BundleError(f"{path}: {e.strerror}") from e
 
@@ -120,7 +121,7 @@ def _lstat(path: Path) -> os.stat_result:
 def _open_regular(path: Path) -> int:
     """A descriptor of a regular file that is no link; O_NONBLOCK so that a FIFO put there cannot hold us."""
     if not stat.S_ISREG(_lstat(path).st_mode):
-        raise BundleError(f"{path}: not a regular file (a link, folder or device has no place in a bundle)")
+        raise BundleError(f"{path}: not a regular file (a link, folder or device has no place in a bundle)", hint=AGAIN)
     try:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
@@ -132,7 +133,7 @@ def _read_file(path: Path, limit: int) -> bytes:
         size = os.fstat(f.fileno()).st_size
         data = f.read(limit + 1) if size <= limit else b""
     if size > limit or len(data) > limit:
-        raise BundleError(f"{path}: {size:,} bytes, at most {limit:,} are read")
+        raise BundleError(f"{path}: {size:,} bytes, at most {limit:,} are read", hint=AGAIN)
     return data
 
 
@@ -143,7 +144,7 @@ def _check_entries(folder: Path, expected: set[str]) -> None:
         raise BundleError(f"{folder}: cannot be listed: {e.strerror}") from e
     foreign, missing = sorted(found - expected), sorted(expected - found)
     if missing:
-        raise BundleError(f"{folder}: missing: {', '.join(missing[:5])}", hint="copy or build the bundle again")
+        raise BundleError(f"{folder}: missing: {', '.join(missing[:5])}", hint=AGAIN)
     if foreign:
         raise BundleError(f"{folder}: files that the manifest does not name: {', '.join(foreign[:5])}", hint="remove them")
 
@@ -152,12 +153,10 @@ def _check_blob(path: Path, blob: wire.Blob) -> None:
     with os.fdopen(_open_regular(path), "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size != blob.size:
-            raise BundleError(f"{path}: {size:,} bytes, the manifest says {blob.size:,}", hint="copy or build the bundle again")
+            raise BundleError(f"{path}: {size:,} bytes, the manifest says {blob.size:,}", hint=AGAIN)
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     if digest != blob.sha256:
-        raise BundleError(
-            f"{path}: its SHA-256 is {digest}, not what its name and the manifest say", hint="copy or build the bundle again"
-        )
+        raise BundleError(f"{path}: its SHA-256 is {digest}, not what its name and the manifest say", hint=AGAIN)
 
 
 # --------------------------------------------------------------------------------------------------------------------

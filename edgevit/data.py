@@ -107,7 +107,8 @@ def match_labels(images: ImageSet, classes: int, model_names: Sequence[Sequence[
     if not model_names:
         if len(images.class_names) != classes:
             raise DataError(
-                f"{images.name} names {len(images.class_names)} classes, {model} has {classes}",
+                f"{images.items[0].where} and the rest: got {len(images.class_names)} class names such as "
+                f"{images.class_names[0]!r}, {model} has {classes} classes",
                 hint="give the model's class names in order with --labels FILE",
             )
         return images

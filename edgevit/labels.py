@@ -19,8 +19,10 @@ def read_labels(path: Path | None, classes: int, model: str) -> tuple[str, ...] 
         return imagenet_names() if classes == IMAGENET_CLASSES else None
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ModelError(f"the labels {path} cannot be read: {e}") from e
+    except OSError as e:
+        raise ModelError(f"the labels {path} cannot be read: {e.strerror}", hint=f"ls {Path(path).parent}") from e
+    except UnicodeDecodeError as e:
+        raise ModelError(f"the labels {path} cannot be read: got bytes that are not UTF-8, expected one name a line") from e
     names = _from_json(path, text) if Path(path).suffix.lower() == ".json" else [s.strip() for s in text.splitlines()]
     while names and not names[-1]:
         names.pop()

@@ -12,10 +12,11 @@ from edgevit.profile import Profile
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An artifact that cannot run on the device, and the reason for people."""
+    """An artifact that cannot run on the device, and the reason for people. ``other_board``: it was built for other boards."""
 
     artifact: str
     reason: str
+    other_board: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ def list_variants(
     """
     for count in threads:
         if not 1 <= count <= facts.cpu_count:
-            raise UsageError(f"--threads {count}: {facts.hostname} has {facts.cpu_count} cores")
+            raise UsageError(
+                f"--threads {count}: {facts.hostname} has {facts.cpu_count} cores",
+                hint=f"give --threads 1 to {facts.cpu_count}, or none for what the profile says",
+            )
     if threads:
         counts = tuple(threads)
     elif every:
@@ -50,7 +54,7 @@ def list_variants(
     for artifact in manifest.artifacts:
         pairs, reason = _proven_pairs(artifact, facts, profile)
         if not pairs:
-            left_out.append(LeftOut(artifact.name, reason))
+            left_out.append(LeftOut(artifact.name, reason, profile.name not in artifact.fits))
         for runtime, provider in pairs if every else pairs[:1]:
             variants += [Variant(digest, artifact.name, runtime, provider, count) for count in counts]
     return Runnable(tuple(variants), tuple(left_out))
@@ -90,7 +94,9 @@ def require_runnable(found: Runnable, target: str, facts: Facts) -> Runnable:
     reasons = "; ".join(f"{left.artifact}: {left.reason}" for left in found.left_out)
     if not facts.runtimes:
         raise NotProvisioned(f"{target} has no inference runtime: {reasons}", hint=f"edgevit target provision {target}")
-    raise DeviceError(f"nothing in this bundle runs on {target}: {reasons}", hint=f"edgevit target probe {target}")
+    rebuild = all(left.other_board for left in found.left_out)
+    hint = f"edgevit build … --for {target}" if rebuild else f"edgevit target probe {target}"
+    raise DeviceError(f"nothing in this bundle runs on {target}: {reasons}", hint=hint)
 
 
 def find_variant(found: Runnable, wanted: str) -> Variant:

@@ -14,7 +14,7 @@ HINTS = {
     "no-ssh-keygen": "on the device: sudo apt install openssh-client (8.1 or newer); then edgevit target provision {name}",
     "no-python": "on the device: sudo apt install python3-venv; then edgevit target provision {name}",
     "bad-signature": "edgevit verify BUNDLE; then build or copy it again",
-    "unknown-signer": "edgevit key allow {name}",
+    "unknown-signer": "edgevit key allow {name} (with --sign-key KEY.pub if another's key signed it and you trust it)",
     "bad-manifest": "edgevit verify BUNDLE; then build or copy it again",
     "newer-schema": "pip install --upgrade edgevit",
     "agent-too-old": "pip install --upgrade edgevit",

@@ -161,7 +161,7 @@ def test_labels_out_of_range_and_unknown_names(folder: Path, cache: Cache) -> No
         match_labels(open_data(table, cache), 3, [], "a model")
     with pytest.raises(DataError, match="no class named 'owl'; did you mean 'owls'"):
         match_labels(open_data(folder, cache), 3, [("cat", "dog", "owls")], "a model")
-    with pytest.raises(DataError, match="names 3 classes, a model has 5"):
+    with pytest.raises(DataError, match="got 3 class names such as 'cat', a model has 5"):
         match_labels(open_data(folder, cache), 5, [], "a model")
 
 
