@@ -15,7 +15,11 @@ from edgevit.cli.console import emit_json, json_option, out
 
 # extra → (distribution, what it is for)
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "runtime": (("numpy", "the local target"), ("onnxruntime", "the local target, ONNX")),
+    "runtime": (
+        ("numpy", "the local target"),
+        ("onnxruntime", "the local target, ONNX"),
+        ("pillow", "reading images"),
+    ),
     "build": (
         ("torch", "building"),
         ("torchvision", "building"),
@@ -24,7 +28,6 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("onnxscript", "ONNX export"),
         ("safetensors", "reading weights"),
         ("scikit-learn", "the demo's digits"),
-        ("pillow", "reading images"),
         ("pyarrow", "parquet data sets"),
     ),
     "tflite": (

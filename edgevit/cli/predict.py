@@ -25,8 +25,6 @@ def predict(bundle: Path, target: str, images: Sequence[Path], artifact: str | N
 
     The image is decoded and cropped here exactly as the model wants it; everything after that happens on the device.
     """
-    import numpy as np
-
     from edgevit.bundle import open_bundle
     from edgevit.data import load_pixels
     from edgevit.variants import find_variant, list_variants, require_runnable
@@ -35,7 +33,10 @@ def predict(bundle: Path, target: str, images: Sequence[Path], artifact: str | N
     if len(targets) != 1:
         raise UsageError(f"{target} means {len(targets)} targets, expected one")
     opened = open_bundle(bundle, None)
-    pixels = np.stack([load_pixels(path, opened.manifest.preprocessing) for path in images])
+    loaded = [load_pixels(path, opened.manifest.preprocessing) for path in images]
+    import numpy as np  # after load_pixels, which names the extra that brings it
+
+    pixels = np.stack(loaded)
     with open_session(targets[0]) as session, showing_progress() as progress:
         facts = session.agent.probe()
         found = require_runnable(list_variants(opened.manifest, opened.digest, facts, session.profile(facts)), target, facts)
