@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
 
 from device_agents import wire
 from edgevit.errors import StoreError
@@ -125,7 +125,10 @@ class Store:
         try:
             yield
         except SQLAlchemyError as e:
-            raise StoreError(f"{what}: the store {self._shown} said: {_short(e)}", hint="edgevit doctor") from e
+            said = _short(e)
+            damaged = isinstance(e, DatabaseError) and ("malformed" in said or "not a database" in said)
+            hint = "move that file away or set EDGEVIT_DB, then edgevit collect" if damaged else "edgevit doctor"
+            raise StoreError(f"{what}: the store {self._shown} said: {said}", hint=hint) from e
 
     def _migrate(self) -> None:
         with self._mapped("opening"), self._writing.begin() as connection:
