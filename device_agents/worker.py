@@ -69,6 +69,12 @@ def serve_request() -> int:
     except Refused as e:
         say({"type": "refusal", "refusal": wire.encode(e.to_wire())})
         return 10
+    except ModuleNotFoundError as e:
+        if e.name != "numpy":
+            raise
+        refused = Refused("no-numpy", "numpy cannot be imported: {}".format(e), "edgevit target provision")
+        say({"type": "refusal", "refusal": wire.encode(refused.to_wire())})
+        return 10
     except (wire.WireError, MemoryError) as e:
         text = "out of memory" if isinstance(e, MemoryError) else str(e)
         say({"type": "refusal", "refusal": wire.encode(Refused("worker-failed", printable(text)).to_wire())})

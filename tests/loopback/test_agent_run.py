@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -119,6 +120,16 @@ def test_a_proof_killed_for_want_of_memory_is_not_remembered(tmp_path: Path) -> 
     first = json.loads(out.splitlines()[-1])["value"]
     assert "SIGKILL" in first["absent"]["onnxruntime"]
     assert "onnxruntime" in [r["runtime"] for r in agent.call("probe")["runtimes"]], "the runtime stays absent for ever"
+
+
+def test_a_device_without_numpy_says_so(tmp_path: Path, signer: Signer, bundle: TinyBundle) -> None:
+    venv = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=60)
+    agent = AgentProcess(tmp_path / "root", str(venv / "bin" / "python")).upload()
+    agent.allow(signer)
+    agent.install(bundle)
+    (m,) = run(agent, make_job(bundle, "bare")).measurements
+    assert m.failure and m.failure.code == "no-numpy", m.failure
 
 
 def test_accuracy_is_counted_once(agent: AgentProcess, bundle: TinyBundle) -> None:
