@@ -3,12 +3,18 @@ commands refuse to build."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from device_agents import wire
 from edgevit.cli import run_cli
+from tests.build.conftest import Build, old_onnxruntime
+from tests.support.agent_bundle import AgentProcess, Signer, TinyBundle, make_job
 
 MODEL = "vit_tiny_patch16_224"
 NAMES = ["robin", "wren", "crow", "jay", "tit", "owl", "kite"]
@@ -82,3 +88,36 @@ def test_a_checkpoint_of_another_depth_names_what_is_missing(
     err = capsys.readouterr().err
     assert "152 tensors expected, 32 in the file): 120 missing: blocks.2.norm1.weight" in err and "--model-arg K=V" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("version", ["1.19.2", "newest"])
+def test_right_int8_files_pass_the_golden_check_and_wrong_ones_do_not(
+    version: str, build: Build, images: Path, key: Path, tmp_path: Path
+) -> None:
+    """Integer kernels differ from one release to the next: the tolerance must let that through, and no fault."""
+    old = old_onnxruntime()
+    if version == "1.19.2" and old is None:
+        pytest.skip("no Python 3.8 with onnxruntime 1.19.2 in .cache/pythons/3.8: python scripts/pythons.py")
+    agent = AgentProcess(tmp_path / "root", str(old) if version == "1.19.2" else sys.executable).upload()
+    agent.allow(Signer(key))
+    for scheme in ("int8-dynamic", "int8-static"):
+        made = build(scheme, calib_data=images)
+        blobs = {b.sha256: made.blob_path(b.sha256).read_bytes() for b in made.manifest.blobs()}
+        p = made.manifest.preprocessing
+        fault = dataclasses.replace(p, mean=p.mean[::-1], std=p.std[::-1])
+        for name, manifest, failure in (
+            ("right", made.manifest, None),
+            (
+                "swapped",
+                dataclasses.replace(made.manifest, preprocessing=fault, version=made.manifest.version + 1),
+                "golden-mismatch",
+            ),
+        ):
+            data = wire.dumps(manifest)
+            bundle = TinyBundle(manifest, data, Signer(key).sign(data), blobs)
+            assert bundle.digest == hashlib.sha256(data).hexdigest()
+            agent.install(bundle)
+            run_id = f"{scheme}-{name}"
+            agent.call("submit", stdin=wire.encode(make_job(bundle, run_id, bundle.variant(manifest.artifacts[0].name))))
+            (m,) = agent.follow(run_id).measurements
+            assert (m.failure.code if m.failure else None) == failure, f"{run_id} on onnxruntime {version}: {m.failure}"
