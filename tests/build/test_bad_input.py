@@ -4,7 +4,6 @@ commands refuse to build."""
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -115,7 +114,6 @@ def test_right_int8_files_pass_the_golden_check_and_wrong_ones_do_not(
         ):
             data = wire.dumps(manifest)
             bundle = TinyBundle(manifest, data, Signer(key).sign(data), blobs)
-            assert bundle.digest == hashlib.sha256(data).hexdigest()
             agent.install(bundle)
             run_id = f"{scheme}-{name}"
             agent.call("submit", stdin=wire.encode(make_job(bundle, run_id, bundle.variant(manifest.artifacts[0].name))))
