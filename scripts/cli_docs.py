@@ -15,7 +15,8 @@ HEAD = """# The commands
 
 Generated from the commands' own help by `python scripts/cli_docs.py`; a test holds it in step.
 
-Exit codes: 0 done; 1 the work failed (parity, golden mismatch; with `--require-valid` also an INVALID run); 2 wrong use or
+Exit codes: 0 done; 1 the work failed (parity, a failed measurement such as a golden
+mismatch; with `--require-valid` also an INVALID run); 2 wrong use or
 configuration; 3 a device was unreachable or refused. Over several devices: 3 if any, else the worst other.
 
 Environment: `EDGEVIT_HOME` (everything below one folder), `EDGEVIT_DB` (results), `EDGEVIT_FLEET` (fleet file).

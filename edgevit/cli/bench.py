@@ -86,7 +86,8 @@ def bench_bundles(
         done, code = each_target(targets, work, sign_key=sign_key)
         if not done:
             return code
-        return show_batch(store, batch, wide=wide, as_json=as_json, require_valid=require_valid) or code
+        shown = show_batch(store, batch, wide=wide, as_json=as_json, require_valid=require_valid)
+        return code or shown
 
 
 def bench_session(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,9 @@ from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import emit_json, json_option
 from edgevit.cli.model_options import FILE
 from edgevit.cli.progress_context import showing_progress
+
+if TYPE_CHECKING:
+    from edgevit.bundle import Bundle
 
 
 @click.command()
@@ -27,36 +31,37 @@ def deploy(bundle: Path, targets: Sequence[str], dry_run: bool, wanted: str | No
     A second deploy of the same bundle sends and changes nothing.
     """
     from edgevit.bundle import open_bundle
+
+    done, code = deploy_bundle(open_bundle(bundle, None), targets, wanted, dry_run=dry_run, allow_older=allow_older)
+    if as_json:
+        emit_json("deploy", {"dry_run": dry_run, "targets": done})
+    else:
+        for value in done:
+            click.echo(value["text"])
+    return code
+
+
+def deploy_bundle(
+    opened: Bundle, targets: Sequence[str], wanted: str | None, *, dry_run: bool = False, allow_older: bool = False
+) -> tuple[list[dict[str, Any]], int]:
+    """Plan and (unless ``dry_run``) ship and activate on every target: what became of each, and the exit code."""
     from edgevit.fleet.deploy import apply_plan, plan_deploy
     from edgevit.variants import find_variant, list_variants, require_runnable
 
-    opened = open_bundle(bundle, None)
     with showing_progress() as progress:
 
-        def work(session: Session) -> dict[str, object]:
+        def work(session: Session) -> dict[str, Any]:
             facts = session.agent.probe()
             found = list_variants(opened.manifest, opened.digest, facts, session.profile(facts), every=wanted is not None)
             require_runnable(found, session.target.name, facts)
             variant = find_variant(found, wanted) if wanted else found.variants[0]
             policy = f"selected: {wanted}" if wanted else "first that runs"
-            plan = plan_deploy(
-                opened,
-                session.target.name,
-                facts,
-                session.agent.have(opened.manifest.blobs()),
-                variant,
-                policy,
-                allow_older=allow_older,
-            )
+            have = session.agent.have(opened.manifest.blobs())
+            plan = plan_deploy(opened, session.target.name, facts, have, variant, policy, allow_older=allow_older)
             return (plan if dry_run else apply_plan(plan, opened, session.agent, progress)).as_json()
 
         done, code = each_target(targets, work)
-    if as_json:
-        emit_json("deploy", {"dry_run": dry_run, "targets": [value for _, value in done]})
-    else:
-        for _, value in done:
-            click.echo(value["text"])
-    return code
+    return [value for _, value in done], code
 
 
 @click.command()

@@ -26,7 +26,7 @@ def summarize_runs(runs: Sequence[Run]) -> list[Summary]:
 
 
 def show_batch(store: Store, batch: str, *, wide: bool, as_json: bool, require_valid: bool = False) -> int:
-    """The table (or JSON) of one batch; 1 where ``require_valid`` and a measurement is INVALID."""
+    """The table (or JSON) of one batch; 1 where a measurement failed, or ``require_valid`` and one is INVALID."""
     summaries = summarize_runs(store.runs(batch_id=batch))
     if as_json:
         from edgevit.report.table import json_rows
@@ -37,7 +37,7 @@ def show_batch(store: Store, batch: str, *, wide: bool, as_json: bool, require_v
 
         out().print(render_table(summaries, wide=wide))
         say(f"batch {batch}; edgevit report --batch {batch} -o report.html")
-    return int(require_valid and any(not s.verdict.valid for s in summaries))
+    return int(any(s.failure or (require_valid and not s.verdict.valid) for s in summaries))
 
 
 @click.group()
@@ -71,12 +71,12 @@ def list_(as_json: bool) -> None:
 @click.argument("batch", required=False)
 @click.option("--wide", is_flag=True, help="Every column.")
 @json_option
-def show(batch: str | None, wide: bool, as_json: bool) -> int:
+def show(batch: str | None, wide: bool, as_json: bool) -> None:
     """The table of one BATCH; the newest if none is named."""
     from edgevit.results.store import open_store
 
     with open_store() as store:
-        return show_batch(store, _batch_id(store, batch), wide=wide, as_json=as_json)
+        show_batch(store, _batch_id(store, batch), wide=wide, as_json=as_json)
 
 
 @results.command()

@@ -12,6 +12,7 @@ import click
 from edgevit.cli.bench import bench_bundles, plan_option, require_valid_option, threads_option
 from edgevit.cli.build import build_all, choose_profiles
 from edgevit.cli.console import json_option, say
+from edgevit.cli.deploy import deploy_bundle
 from edgevit.cli.model_options import FILE, build_options, build_requests, model_options, model_source
 
 
@@ -37,8 +38,8 @@ def run(
 ) -> int:
     """Build MODEL for the targets' boards, ship the bundles, measure them there, show the table.
 
-    All recipes are measured interleaved in one job a device. Nothing is activated: choose from the table, then
-    `edgevit deploy BUNDLE TARGET`.
+    All recipes are measured interleaved in one job a device. A single recipe is activated once it has been measured without a
+    failure; of several none is: choose from the table, then `edgevit deploy BUNDLE TARGET`.
     """
     from edgevit.bench import PLANS
 
@@ -48,6 +49,12 @@ def run(
         bundles = build_all(requests, place, options["sign_key"])
         if output is not None:
             say(f"bundles: {', '.join(str(b.path) for b in bundles)}")
-        return bench_bundles(
+        code = bench_bundles(
             bundles, targets, PLANS[plan_name], threads, False, options["sign_key"], require_valid, wide, as_json
         )
+        if code or len(bundles) > 1:
+            return code
+        deployed, code = deploy_bundle(bundles[0], targets, None)
+        for value in deployed:
+            say(value["text"])
+        return code

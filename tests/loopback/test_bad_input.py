@@ -293,16 +293,16 @@ FAULTS: dict[str, dict[str, Any]] = {
 def test_wrong_outputs_are_a_failed_row_and_never_a_number(name: str, cli: Cli, signer: Signer, tmp_path: Path) -> None:
     bad = make_bundle(signer, **FAULTS[name]).write(tmp_path / "bad")
     said = cli("bench", bad, "local", "--plan", "quick", "--json")
-    assert said.code == 0, said.err
+    assert said.code == 1, said.err
     (row,) = json.loads(said.out)["rows"]
     assert row["verdict"]["word"] == "failed" and row["failure"].startswith("golden-mismatch: tiny-onnx-fp32 on onnxruntime")
     assert row["p50_ms"] is None and row["top1"] is None and row["n"] == 0
-    strict = cli("bench", bad, "local", "--plan", "quick", "--require-valid")
-    assert strict.code == 1 and "failed" in strict.out and "golden-mismatch" in strict.out
+    table = cli("bench", bad, "local", "--plan", "quick")
+    assert table.code == 1 and "failed" in table.out and "golden-mismatch" in table.out
 
 
 def test_a_fault_in_one_artifact_leaves_the_other_measured(cli: Cli, signer: Signer, tmp_path: Path) -> None:
     half = make_bundle(signer, tflite=True, onnx_model=tiny_onnx(zeroed=True)).write(tmp_path / "half")
     said = cli("bench", half, "local", "--plan", "quick", "--json")
     words = {row["artifact"]: row["verdict"]["word"] for row in json.loads(said.out)["rows"]}
-    assert said.code == 0 and words["tiny-onnx-fp32"] == "failed" and words["tiny-tflite-fp32"] != "failed", said.out
+    assert said.code == 1 and words["tiny-onnx-fp32"] == "failed" and words["tiny-tflite-fp32"] != "failed", said.out

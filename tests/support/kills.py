@@ -173,7 +173,7 @@ class Trials:
 
 
 def run_trials(folder: Path, seed: int, count: int) -> Tally:
-    """Trials in ``folder`` until ``count`` of them killed somebody. EDGEVIT_HOME of this process is set to the trials' home for their time."""
+    """Trials in ``folder`` until ``count`` of them killed somebody. Meanwhile EDGEVIT_HOME of this process is their home."""
     trials = Trials(folder, seed)
     before = os.environ.get("EDGEVIT_HOME")
     os.environ["EDGEVIT_HOME"] = str(trials.home)
