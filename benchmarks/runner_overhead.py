@@ -72,16 +72,36 @@ def bare(bundle: Bundle, artifact: wire.Artifact, variant: wire.Variant, plan: w
     return times
 
 
+def build_digits(out: Path) -> Path:
+    """The digits model with random weights: what it answers does not matter here."""
+    from edgevit.cli import run_cli
+
+    argv = [
+        "build",
+        "edgevit.digits:digits_vit",
+        "--random-weights",
+        "--recipe",
+        "int8-dynamic",
+        "--for",
+        "local",
+        "-o",
+        str(out),
+    ]
+    if run_cli(argv) != 0:
+        raise SystemExit("the bundle could not be built")
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?", help="default: the digits model with random weights, int8-dynamic")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args()
-    bundle = open_bundle(a.bundle, None)
     plan = wire.RunPlan("overhead", 1, 50, 0.0, a.samples, 0.0, 600.0, False)
     with tempfile.TemporaryDirectory() as scratch:
+        bundle = open_bundle(a.bundle or build_digits(Path(scratch) / "digits"), None)
         from edgevit.cli.connect import open_session
         from edgevit.fleet.inventory import local_target
         from edgevit.variants import list_variants
