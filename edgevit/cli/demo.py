@@ -59,5 +59,5 @@ def demo(own_target: str | None) -> int:
         figures = f"{best.speedup:.2f} × fp32, {best.file_mb:.2f} MB, {best.points:+.1f} points top-1"
         click.echo(f"best: {best.artifact} on {best.target}: {figures}")
     click.echo(f"report: {page}")
-    click.echo("with a Pi: edgevit target add my-pi pi@raspberrypi.local   then   edgevit demo --target my-pi")
+    click.echo("with a Pi: edgevit target add my-pi pi@raspberrypi.local --provision && edgevit demo --target my-pi")
     return 0
