@@ -11,6 +11,7 @@ import click
 
 from edgevit.cli.bench import bench_bundles, plan_option, require_valid_option, threads_option
 from edgevit.cli.build import build_all, choose_profiles
+from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import json_option, say
 from edgevit.cli.deploy import deploy_bundle
 from edgevit.cli.model_options import FILE, build_options, build_requests, model_options, model_source
@@ -43,18 +44,30 @@ def run(
     """
     from edgevit.bench import PLANS
 
-    requests = build_requests(options, model_source(options), choose_profiles((), targets))
+    ready, unready = each_target(targets, require_a_runtime, sign_key=options["sign_key"])
+    if not ready:
+        return unready
+    names = [name for name, _ in ready]
+    requests = build_requests(options, model_source(options), choose_profiles((), names))
     with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
         place = output or Path(scratch)
         bundles = build_all(requests, place, options["sign_key"])
         if output is not None:
             say(f"bundles: {', '.join(str(b.path) for b in bundles)}")
         code = bench_bundles(
-            bundles, targets, PLANS[plan_name], threads, False, options["sign_key"], require_valid, wide, as_json
+            bundles, names, PLANS[plan_name], threads, False, options["sign_key"], require_valid, wide, as_json
         )
-        if code or len(bundles) > 1:
-            return code
-        deployed, code = deploy_bundle(bundles[0], targets, None)
-        for value in deployed:
-            say(value["text"])
-        return code
+        if not code and len(bundles) == 1:
+            deployed, code = deploy_bundle(bundles[0], names, None)
+            for value in deployed:
+                say(value["text"])
+        return unready or code
+
+
+def require_a_runtime(session: Session) -> None:
+    """Minutes of building are not begun for a device that could run nothing."""
+    from edgevit.errors import NotProvisioned
+
+    name, facts = session.target.name, session.agent.probe()
+    if not facts.runtimes:
+        raise NotProvisioned(f"{name} has no inference runtime", hint=f"edgevit target provision {name}")

@@ -226,7 +226,14 @@ def test_a_device_without_a_runtime_names_the_command_that_brings_it(cli: Cli, g
     venv = [sys.executable, "-m", "venv", "--without-pip", str(places.local_root() / "venv")]
     subprocess.run(venv, check=True, timeout=60)
     hint = "edgevit target provision local"
-    for command in (["deploy", good, "local"], ["bench", good, "local"], ["predict", good, "local", tmp_path / "black.png"]):
+    build_nothing = ["run", "edgevit.digits:digits_vit", "--random-weights", "--recipe", "fp32", "--target", "local"]
+    commands = [
+        ["deploy", good, "local"],
+        ["bench", good, "local"],
+        ["predict", good, "local", tmp_path / "black.png"],
+        build_nothing,
+    ]
+    for command in commands:
         cli(*command).refused(3, "local has no inference runtime", hint)
     assert hint in cli("target", "probe", "local").out
 
