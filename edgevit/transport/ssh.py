@@ -644,8 +644,9 @@ class SshChannel:
         return self._feed.read_line(timeout)
 
     def error_text(self) -> str:
-        if self._channel.eof_received or self._channel.closed:
-            self._drains[1].join(1.0)
+        # The exit status can overtake what was written before it; a child that keeps the stream open must not hold us up.
+        if self._channel.eof_received or self._channel.closed or self._channel.status_event.is_set():
+            self._drains[1].join(5.0)
         return self._tail.text()
 
     def wait(self, timeout: float) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from device_agents.wire import CheckedRuntime
 from edgevit.errors import ParityError
 from edgevit.export.parity import GATES, cosines, measure_parity, reference_outputs, verify_parity
 from edgevit.golden import choose_golden, npy_bytes, synthetic_images, tolerance_for
@@ -94,7 +95,10 @@ def test_tolerances_per_scheme() -> None:
     assert tolerance_for("fp16", outputs, ())[0].max_relative == 1e-2
     int8, note = tolerance_for("int8-static", outputs, ())
     assert int8.max_relative is None and int8.min_cosine == 0.98 and int8.top1_margin == pytest.approx(0.4)
-    assert "no second runtime" in note
+    assert "0.1 of the largest output" in note
+    ran = CheckedRuntime("onnxruntime", "1.19.2", "3.8.18", 0.5, 0.999)
+    wider, note = tolerance_for("int8-static", outputs, (ran,))
+    assert wider.top1_margin == pytest.approx(1.0) and "onnxruntime 1.19.2" in note
 
 
 def test_npy_bytes_are_deterministic_and_hold_no_pickle() -> None:
