@@ -22,6 +22,7 @@ from edgevit.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from edgevit.profile import Profile
@@ -41,9 +42,11 @@ class MadeArtifact:
 
 @dataclass
 class ArtifactMaker:
-    """Everything the artifacts of one bundle share. Pixels are uint8 (N, height, width, 3)."""
+    """Everything the artifacts of one bundle share. Pixels are uint8 (N, height, width, 3). ``float_module`` is the module
+    before the quantize step rounded its weights: what every artifact is held against."""
 
     state: Compressed
+    float_module: torch.nn.Module
     parity_pixels: NDArray[np.uint8]
     golden: GoldenImages
     calibration: CalibrationData
@@ -53,7 +56,7 @@ class ArtifactMaker:
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
-        return reference_outputs(self.state.module, self.parity_pixels, self.state.preprocessing)
+        return reference_outputs(self.float_module, self.parity_pixels, self.state.preprocessing)
 
     @cached_property
     def _module_digest(self) -> str:

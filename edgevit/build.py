@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_agents import wire
 from edgevit.artifacts import ArtifactMaker, MadeArtifact
@@ -26,9 +26,12 @@ from edgevit.profile import Profile
 from edgevit.progress import Progress
 from edgevit.recipe import Recipe
 
+if TYPE_CHECKING:
+    from edgevit.compress import TrainingData
+    from edgevit.compress.walk import StepData
+
 Signer = Callable[[bytes], bytes]
 
-CALIBRATION_IMAGES = 256
 PARITY_IMAGES = 32
 _PACKAGES = {
     "onnx": ("build", ("torch", "timm", "onnx", "onnxscript", "onnxruntime")),
@@ -39,7 +42,8 @@ _PACKAGES = {
 @dataclass(frozen=True)
 class BuildRequest:
     """What to build. ``calib_data`` serves calibration, parity and golden images; without it ``eval_data`` serves the last
-    two; without either they are seeded synthetic images. ``name`` replaces ``<model>.<recipe>`` as the bundle's name."""
+    two; without either they are seeded synthetic images. Steps that train learn from ``train_data``, else ``calib_data``.
+    ``name`` replaces ``<model>.<recipe>`` as the bundle's name."""
 
     source: ModelSource
     recipe: Recipe
@@ -47,6 +51,7 @@ class BuildRequest:
     formats: tuple[str, ...] = ("onnx", "tflite")
     eval_data: Path | None = None
     calib_data: Path | None = None
+    train_data: tuple[Path, ...] = ()
     batch: int = 1
     name: str | None = None
 
@@ -113,7 +118,8 @@ def _key(request: BuildRequest, identity: str, cache: Cache) -> str:
     from edgevit.export.oldest import find_interpreter, oldest_runtimes
 
     data = [
-        None if path is None else [path.name, open_data(path, cache).digest] for path in (request.eval_data, request.calib_data)
+        None if path is None else [path.name, open_data(path, cache).digest]
+        for path in (request.eval_data, request.calib_data, *request.train_data)
     ]
     wanted = [pair for f in request.formats for pair in oldest_runtimes(f, request.recipe.scheme, request.profiles)]
     return digest_of(
@@ -122,7 +128,7 @@ def _key(request: BuildRequest, identity: str, cache: Cache) -> str:
         [request.recipe.name, request.recipe.digest],
         [p.model_dump(mode="json") for p in request.profiles],
         [request.formats, request.batch, request.name],
-        data,
+        [data, width_multiple(request.profiles)],
         [[*pair, str(find_interpreter(*pair))] for pair in wanted],
         _code_digest(),
         tool_versions(),
@@ -170,26 +176,29 @@ def _version(cache: Cache, name: str, key: str) -> int:
 
 @dataclass(frozen=True)
 class _Images:
-    """What the build looks at: calibration, parity and golden pixels, and the evaluation set."""
+    """What the build looks at: calibration and training images, parity and golden pixels, and the evaluation set."""
 
-    calibration: Any
+    steps: StepData
     parity: Any
     golden: Any
     evaluation: ImageSet | None
 
 
 def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on_progress: Progress) -> Entry:
-    from edgevit.compress import Compressed, apply_step
-    from edgevit.quantspec import QuantSpec
+    from edgevit.compress import Compressed, StepContext, apply_step
+    from edgevit.compress.walk import run_steps
     from edgevit.rewrite import apply_rewrites
 
     images = _gather(request, model, cache, on_progress)
-    state = Compressed(model.module, model.preprocessing, QuantSpec("fp32"))
-    for step in request.recipe.steps[:-1]:
-        state = apply_step(state, step.config, images.calibration, on_progress)
-    state = apply_rewrites(state, images.calibration)
-    state = apply_step(state, request.recipe.quantize, images.calibration, on_progress)
-    maker = ArtifactMaker(state, images.parity, images.golden, images.calibration, request.batch, cache, on_progress)
+    calibration = images.steps.calibration
+    state = Compressed(model.module, model.preprocessing, model.module)
+    state = run_steps(state, model.info.digest, request.recipe.steps[:-1], images.steps, cache, on_progress)
+    state = apply_rewrites(state, calibration)
+    scratch = cache.root / "unfinished" / key
+    context = StepContext(calibration, images.steps.training, images.steps.multiple, scratch, on_progress)
+    float_module = state.module
+    state = apply_step(state, request.recipe.quantize, context)
+    maker = ArtifactMaker(state, float_module, images.parity, images.golden, calibration, request.batch, cache, on_progress)
     made: list[MadeArtifact] = []
     skipped = []
     for format_ in request.formats:
@@ -207,6 +216,7 @@ def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on
 
 def _gather(request: BuildRequest, model: LoadedModel, cache: Cache, on_progress: Progress) -> _Images:
     from edgevit.compress import CalibrationData
+    from edgevit.compress.walk import StepData
     from edgevit.golden import GoldenImages, choose_golden, synthetic_images
 
     evaluation = None
@@ -217,21 +227,66 @@ def _gather(request: BuildRequest, model: LoadedModel, cache: Cache, on_progress
                 f"{request.eval_data} has no labels; --eval counts right answers", hint="give it as --calib instead"
             )
     calibration_set = None if request.calib_data is None else _matched(open_data(request.calib_data, cache), model)
+    train_sets = [_matched(open_data(path, cache), model) for path in request.train_data]
+    if not train_sets and calibration_set is not None:
+        train_sets = [calibration_set]
+
+    def training() -> TrainingData:
+        return _training_data(request, model, train_sets, cache, on_progress)
+
+    multiple, trained_on = width_multiple(request.profiles), digest_of([s.digest for s in train_sets])
     source = calibration_set or evaluation
-    needed = request.recipe.quantize.images if request.recipe.quantize.needs_images else 0
     if source is None:
         count = len(choose_golden(1, request.batch))
         drawn = synthetic_images(count + PARITY_IMAGES, model.preprocessing)
         none = CalibrationData(drawn[count:], None, real=False)
-        return _Images(none, drawn[count:], GoldenImages(drawn[:count], "synthetic"), None)
-    wanted = max(needed, PARITY_IMAGES) if calibration_set else PARITY_IMAGES
+        data = StepData(none, training, multiple, "synthetic", trained_on)
+        return _Images(data, drawn[count:], GoldenImages(drawn[:count], "synthetic"), None)
+    wanted = max(request.recipe.images, PARITY_IMAGES) if calibration_set else PARITY_IMAGES
     order = _shuffled(len(source))[:wanted]
     golden = choose_golden(len(source), request.batch)
     chosen = _cached_pixels(cache, source, model.preprocessing, order, "calibration images", on_progress)
+    if calibration_set is not None:
+        verify_different(chosen, str(request.calib_data))
     labels = None if source.labels is None else tuple(source.labels[i] for i in order)
     real = CalibrationData(chosen, labels, real=calibration_set is not None)
     golden_pixels = _cached_pixels(cache, source, model.preprocessing, golden, "golden images", on_progress)
-    return _Images(real, chosen[:PARITY_IMAGES], GoldenImages(golden_pixels, "images"), evaluation)
+    data = StepData(real, training, multiple, digest_of(source.digest, real.real), trained_on)
+    return _Images(data, chosen[:PARITY_IMAGES], GoldenImages(golden_pixels, "images"), evaluation)
+
+
+def _training_data(
+    request: BuildRequest, model: LoadedModel, sets: Sequence[ImageSet], cache: Cache, on_progress: Progress
+) -> TrainingData:
+    """Every image of the training sets, a margin wider than the model's input; labels where every set has them."""
+    import numpy as np
+
+    from edgevit.compress import TrainingData
+
+    if not sets:
+        raise DataError(f"{request.recipe.name} trains and was given no images", hint="add --train DATA, or --calib DATA")
+    side = -(-model.preprocessing.height * 8 // 7)
+    wider = replace(model.preprocessing, height=side, width=side, resize_short=side)
+    parts = [_cached_pixels(cache, s, wider, list(range(len(s))), "training images", on_progress) for s in sets]
+    labels = None
+    if all(s.labels is not None for s in sets):
+        labels = tuple(label for s in sets for label in s.labels or ())
+    return TrainingData(parts[0] if len(parts) == 1 else np.concatenate(parts), labels)
+
+
+def verify_different(pixels: Any, where: str) -> None:
+    """Raises :class:`DataError` where all of ``pixels`` (N, height, width, 3) are one image: it teaches no range."""
+    if len(pixels) > 1 and bool((pixels == pixels[:1]).all()):
+        raise DataError(
+            f"{where}: all {len(pixels)} calibration images are alike", hint="give images such as the model will see"
+        )
+
+
+def width_multiple(profiles: Sequence[Profile]) -> int:
+    """What widths must be a multiple of for every one of ``profiles``."""
+    import math
+
+    return math.lcm(*(p.width_multiple.value for p in profiles))
 
 
 def _matched(images: ImageSet, model: LoadedModel) -> ImageSet:

@@ -1,6 +1,6 @@
 """Images in, uint8 pixels out: folders, CSV and parquet, cut by the model's own transform.
 
-``DATA`` is an image folder (one subfolder a class, or flat and then unlabelled), a CSV of ``path,label`` with paths relative
+``DATA`` is an image folder (one subfolder a class, or flat and then unlabelled, or anyhow with a ``labels.csv`` in it), a CSV of ``path,label`` with paths relative
 to it, or a parquet file with ``image`` (bytes, or a struct of ``bytes`` and ``path``) and ``label``. Pixels come from Pillow
 alone and equal those of ``timm.data.create_transform(…, is_training=False)`` bit for bit before its normalisation, so no torch
 is needed to feed a model.
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
+LABELS_FILE = "labels.csv"
+"""A folder that holds this file is read as that CSV."""
+
 MAX_IMAGE_PIXELS = 200_000_000
 """A file that claims more pixels than this is refused before it is decoded (a decompression bomb)."""
 
@@ -64,6 +67,8 @@ def open_data(path: Path, cache: Cache | None = None) -> ImageSet:
     Raises :class:`DataError` for nothing there, missing columns and half-labelled sets.
     """
     path = Path(path)
+    if path.is_dir() and (path / LABELS_FILE).is_file():
+        path = path / LABELS_FILE
     if path.is_dir():
         items = _list_folder(path)
     elif not path.is_file():

@@ -152,6 +152,7 @@ class Profile(_Model):
     min_python: Fact[str]
     python_hint: str = ""
     threads: Fact[tuple[int, ...]] = Field(description="thread counts worth measuring; the first is the default")
+    width_multiple: Fact[int] = Field(description="pruned and factorised widths are rounded to a multiple of this")
     runtimes: tuple[RuntimeOption, ...] = Field(min_length=1)
     refused: tuple[RefusedProvider, ...] = ()
     pays_off: tuple[PaysOff, ...] = ()

@@ -56,12 +56,16 @@ class Recipe(BaseModel):
     steps: tuple[StepEntry, ...] = Field(min_length=1, max_length=50)
 
     @model_validator(mode="after")
-    def _quantize_once_and_last(self) -> Recipe:
-        places = [i for i, s in enumerate(self.steps) if s.kind == "quantize"]
-        if len(places) != 1:
-            raise ValueError(f"steps: got {len(places)} quantize steps, expected exactly one")
-        if places[0] != len(self.steps) - 1:
-            raise ValueError(f"steps: quantize is step {places[0] + 1} of {len(self.steps)}, expected it last")
+    def _sensible_order(self) -> Recipe:
+        kinds = [s.kind for s in self.steps]
+        if kinds.count("quantize") != 1:
+            raise ValueError(f"steps: got {kinds.count('quantize')} quantize steps, expected exactly one")
+        if kinds[-1] != "quantize":
+            raise ValueError(f"steps: quantize is step {kinds.index('quantize') + 1} of {len(kinds)}, expected it last")
+        for i, step in enumerate(self.steps):
+            reason = step.config.out_of_place(kinds[:i])
+            if reason:
+                raise ValueError(f"steps: {step.kind} is step {i + 1} of {len(kinds)}, {reason}")
         return self
 
     @property
@@ -78,7 +82,19 @@ class Recipe(BaseModel):
     @property
     def needs(self) -> Needs:
         """What data the steps cannot do without."""
+        if any(s.config.needs_labels for s in self.steps):
+            return "labelled images"
         return "unlabelled images" if any(s.config.needs_images for s in self.steps) else "no data"
+
+    @property
+    def images(self) -> int:
+        """The most calibration images any step asks for."""
+        return max((s.config.images for s in self.steps if s.config.needs_images), default=0)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a step learns over many passes, on the images of ``--train``."""
+        return any(s.config.trains for s in self.steps)
 
     @property
     def digest(self) -> str:

@@ -88,6 +88,14 @@ _BUILD_OPTIONS: list[Callable[[F], F]] = [
         "--eval", "eval_data", type=FILE, metavar="DATA", help="Labelled images; their top-1 is counted on the device."
     ),
     click.option("--calib", "calib_data", type=FILE, metavar="DATA", help="Unlabelled images for calibration and parity."),
+    click.option(
+        "--train",
+        "train_data",
+        type=FILE,
+        multiple=True,
+        metavar="DATA",
+        help="Images that training steps learn from; several allowed. Default: --calib.",
+    ),
     click.option("--sign-key", type=FILE, help="SSH private key that signs; default: the one of `edgevit key`."),
 ]
 
@@ -138,7 +146,7 @@ def build_requests(options: dict[str, Any], source: ModelSource, profiles: Seque
 
     chosen = options.pop("model_format")
     formats = ("onnx", "tflite") if chosen == "all" else (chosen,)
-    data = {name: options.pop(name) for name in ("batch", "eval_data", "calib_data")}
+    data = {name: options.pop(name) for name in ("batch", "eval_data", "calib_data", "train_data")}
     return [
         BuildRequest(source=source, recipe=recipe, profiles=tuple(profiles), formats=formats, **data)
         for recipe in load_recipes(options.pop("recipes"))

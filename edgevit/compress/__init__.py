@@ -1,18 +1,20 @@
 """The steps of a recipe, in the order they run, keyed by the class of their configuration.
 
-A structural step takes and returns the module; the quantize step runs last, on the module that is exported, and decides a
-:class:`~edgevit.quantspec.QuantSpec` instead of touching it. Each reports what it did as a
-:class:`~device_agents.wire.StepReport`.
+A structural step (``prune``, ``low_rank``, ``merge_tokens``, ``distil``) returns a new module; the quantize step runs last, on
+the module that is exported, and decides a :class:`~edgevit.quantspec.QuantSpec`. Each says what it did as a
+:class:`~device_agents.wire.StepReport`; :mod:`edgevit.compress.walk` runs them, measures what each cost and keeps the result.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing, StepReport
-from edgevit.errors import BuildError
+from edgevit.errors import BuildError, DataError
 from edgevit.progress import Progress
 from edgevit.quantspec import QuantSpec
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+Json = Any
+"""What JSON can hold: the plan of a structural step."""
 
 
 @dataclass(frozen=True)
@@ -32,37 +37,109 @@ class CalibrationData:
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """Images that training steps learn from: uint8 (N, side, side, 3) with ``side`` 8/7 of the model's, so that crops differ
+    from pass to pass; labels where known."""
+
+    pixels: NDArray[np.uint8]
+    labels: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a step may use besides the module.
+
+    ``multiple`` is what the boards' kernels want widths to be a multiple of. ``scratch`` is a folder of this very step on this
+    very input: what a training step leaves there is found again after an interruption, and nowhere else.
+    """
+
+    calibration: CalibrationData
+    training: Callable[[], TrainingData]
+    multiple: int
+    scratch: Path
+    on_progress: Progress
+
+    def real_images(self, step: str) -> NDArray[np.uint8]:
+        """Calibration pixels (N, height, width, 3), or :class:`DataError` where a person gave none."""
+        if not self.calibration.real:
+            raise DataError(f"{step} learns from real images and was given none", hint="add --calib FOLDER or CSV")
+        return self.calibration.pixels
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structural step as data: ``restructure(module, plan)`` gives a module of the same shape, weights aside."""
+
+    kind: str
+    plan: Json
+
+
+@dataclass(frozen=True)
 class Compressed:
-    """The module so far, the QuantSpec once decided, and a report per step. Never leaves the process."""
+    """The module so far and how it came to be. Never leaves the process.
+
+    ``original`` is the model as it was loaded: the teacher, and what damage is measured against. It is never changed.
+    """
 
     module: torch.nn.Module
     preprocessing: Preprocessing
-    spec: QuantSpec
+    original: torch.nn.Module
+    spec: QuantSpec = field(default_factory=lambda: QuantSpec("fp32"))
+    structure: tuple[Structure, ...] = ()
     reports: tuple[StepReport, ...] = ()
 
     def reported(self, report: StepReport) -> Compressed:
         return replace(self, reports=(*self.reports, report))
 
+    def restructured(self, module: torch.nn.Module, kind: str, plan: Json, report: StepReport) -> Compressed:
+        """With ``module`` in place of the old one, made by ``kind``'s ``restructure`` from ``plan``."""
+        return replace(self, module=module, structure=(*self.structure, Structure(kind, plan))).reported(report)
 
-Step = Callable[[Compressed, Any, CalibrationData, Progress], Compressed]
+
+Step = Callable[[Compressed, Any, StepContext], Compressed]
+Restructure = Callable[["torch.nn.Module", Json], "torch.nn.Module"]
+
+KINDS = {"quantize": "edgevit.compress.quantize"}
+"""Kind of step → the module that carries it out, registering itself when imported."""
+
 _STEPS: dict[type, Step] = {}
+_RESTRUCTURE: dict[str, Restructure] = {}
 
 
-def step(config: type) -> Callable[[Step], Step]:
-    """Register the function that carries out steps configured by ``config``."""
+def step(config: type, restructure: Restructure | None = None) -> Callable[[Step], Step]:
+    """Register the function that carries out steps configured by ``config``.
+
+    A structural step also gives ``restructure(module, plan)``: from a module as the step found it, one of the shape the step
+    left behind, with whatever weights; the kept weights are loaded into it.
+    """
 
     def register(function: Step) -> Step:
         _STEPS[config] = function
+        if restructure is not None:
+            kind = next(k for k, place in KINDS.items() if place == function.__module__)
+            _RESTRUCTURE[kind] = restructure
         return function
 
     return register
 
 
-def apply_step(state: Compressed, config: Any, data: CalibrationData, on_progress: Progress) -> Compressed:
+def apply_step(state: Compressed, config: Any, context: StepContext) -> Compressed:
     """Carry out one configured step. Raises :class:`BuildError` where it does nothing or cannot apply."""
-    import edgevit.compress.quantize  # noqa: F401 - registers itself
-
+    _import_steps()
     function = _STEPS.get(type(config))
     if function is None:
         raise BuildError(f"no step is registered for {type(config).__name__}")
-    return function(state, config, data, on_progress)
+    return function(state, config, context)
+
+
+def restructure(module: torch.nn.Module, structure: tuple[Structure, ...]) -> torch.nn.Module:
+    """``module`` (which is consumed) brought into the shape that ``structure`` describes; its weights mean nothing after."""
+    _import_steps()
+    for one in structure:
+        module = _RESTRUCTURE[one.kind](module, one.plan)
+    return module
+
+
+def _import_steps() -> None:
+    for place in KINDS.values():
+        importlib.import_module(place)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from device_agents.wire import StepReport
-from edgevit.compress import CalibrationData, Compressed, step
-from edgevit.errors import BuildError, DataError
-from edgevit.progress import Progress
+from edgevit.compress import Compressed, StepContext, step
+from edgevit.compress.config import StepConfig
+from edgevit.errors import BuildError
 from edgevit.quantspec import Kind, LayerQuant, QuantSpec
 
 if TYPE_CHECKING:
@@ -22,16 +22,14 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
 
 
-class QuantizeConfig(BaseModel):
+class QuantizeConfig(StepConfig):
     """``quantize:`` of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: Precision = Field(description="what weights and activations become")
     ranges: Literal["minmax", "mean", "error"] = Field(
         default="error", description="int8-static: how activation ranges are chosen from the calibration images"
     )
-    images: int = Field(default=256, ge=16, le=4096, description="int8-static: how many calibration images are used at most")
+    SOURCES = ("quantize.py", "calibrate.py")
 
     @property
     def needs_images(self) -> bool:
@@ -39,7 +37,7 @@ class QuantizeConfig(BaseModel):
 
 
 @step(QuantizeConfig)
-def quantize(state: Compressed, config: QuantizeConfig, data: CalibrationData, on_progress: Progress) -> Compressed:
+def quantize(state: Compressed, config: QuantizeConfig, context: StepContext) -> Compressed:
     """Decide the QuantSpec. Raises :class:`BuildError` where the scheme applies to no layer, :class:`DataError` where it needs
     real images and has none."""
     from dataclasses import replace
@@ -62,7 +60,7 @@ def quantize(state: Compressed, config: QuantizeConfig, data: CalibrationData, o
             "quantize", len(layers), f"int8-dynamic: {len(layers)} linear layers, convolutions stay float", details
         )
         return replace(state, spec=spec).reported(report)
-    return _static(state, config, data, found, on_progress)
+    return _static(state, config, context, found)
 
 
 def quantizable_layers(module: torch.nn.Module, convolutions: bool) -> list[tuple[str, Kind, bool]]:
@@ -78,17 +76,15 @@ def quantizable_layers(module: torch.nn.Module, convolutions: bool) -> list[tupl
     return found
 
 
-def _static(
-    state: Compressed, config: QuantizeConfig, data: CalibrationData, found: list[tuple[str, Kind, bool]], on_progress: Progress
-) -> Compressed:
+def _static(state: Compressed, config: QuantizeConfig, context: StepContext, found: list[tuple[str, Kind, bool]]) -> Compressed:
     from dataclasses import replace
 
     from edgevit.compress.calibrate import observe_ranges
 
-    if not data.real:
-        raise DataError("int8-static is calibrated on real images and was given none", hint="add --calib FOLDER or CSV")
-    pixels = data.pixels[: config.images]
-    ranges = observe_ranges(state.module, state.preprocessing, pixels, [n for n, _, _ in found], config.ranges, on_progress)
+    pixels = context.real_images("int8-static")[: config.images]
+    ranges = observe_ranges(
+        state.module, state.preprocessing, pixels, [n for n, _, _ in found], config.ranges, context.on_progress
+    )
     unused = [n for n, _, _ in found if n not in ranges]
     layers = tuple(
         LayerQuant(n, kind, dw, 8, "static", ranges[n].input, ranges[n].output) for n, kind, dw in found if n in ranges
