@@ -1,9 +1,9 @@
 """Images in, uint8 pixels out: folders, CSV and parquet, cut by the model's own transform.
 
-``DATA`` is an image folder (one subfolder a class, or flat and then unlabelled, or anyhow with a ``labels.csv`` in it), a CSV of ``path,label`` with paths relative
-to it, or a parquet file with ``image`` (bytes, or a struct of ``bytes`` and ``path``) and ``label``. Pixels come from Pillow
-alone and equal those of ``timm.data.create_transform(…, is_training=False)`` bit for bit before its normalisation, so no torch
-is needed to feed a model.
+``DATA`` is an image folder (one subfolder a class, or flat and then unlabelled; a folder with a ``labels.csv`` is read as that
+CSV), a CSV of ``path,label`` with paths relative to it, or a parquet file with ``image`` (bytes, or a struct of ``bytes`` and
+``path``) and ``label``. Pixels come from Pillow alone and equal those of ``timm.data.create_transform(…, is_training=False)``
+bit for bit before its normalisation, so no torch is needed to feed a model.
 """
 
 from __future__ import annotations

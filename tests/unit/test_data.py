@@ -173,3 +173,14 @@ def test_the_digest_follows_bytes_and_labels(folder: Path, cache: Cache) -> None
     assert changed != first
     (folder / "dog").rename(folder / "eel")
     assert open_data(folder, cache).digest not in (first, changed)
+
+
+def test_a_folder_with_a_labels_file_is_read_as_that_csv(tmp_path: Path, cache: Cache) -> None:
+    place = tmp_path / "set"
+    (place / "images").mkdir(parents=True)
+    for i in range(3):
+        picture(i).save(place / "images" / f"{i}.png")
+    (place / "labels.csv").write_text("path,label\nimages/2.png,7\nimages/0.png,1\n")
+    found = open_data(place, cache)
+    assert (found.labels, found.name, len(found)) == ((7, 1), "set", 2)
+    assert [i.path.name for i in found.items] == ["2.png", "0.png"]
