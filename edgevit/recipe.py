@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgevit.cache import digest_of
+from edgevit.compress.distil import DistilConfig
 from edgevit.compress.quantize import QuantizeConfig
 from edgevit.errors import ConfigError, UnknownName
 from edgevit.yamlsource import load_yaml, validate
@@ -24,6 +25,7 @@ class StepEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    distil: DistilConfig | None = Field(default=None, description="training by the model: of what steps left, or of a student")
     quantize: QuantizeConfig | None = Field(default=None, description="precision; always the last step")
 
     @model_validator(mode="after")

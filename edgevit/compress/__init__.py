@@ -8,7 +8,7 @@ the module that is exported, and decides a :class:`~edgevit.quantspec.QuantSpec`
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ class Compressed:
 Step = Callable[[Compressed, Any, StepContext], Compressed]
 Restructure = Callable[["torch.nn.Module", Json], "torch.nn.Module"]
 
-KINDS = {"quantize": "edgevit.compress.quantize"}
+KINDS = {"distil": "edgevit.compress.distil", "quantize": "edgevit.compress.quantize"}
 """Kind of step → the module that carries it out, registering itself when imported."""
 
 _STEPS: dict[type, Step] = {}
@@ -130,6 +130,16 @@ def apply_step(state: Compressed, config: Any, context: StepContext) -> Compress
     if function is None:
         raise BuildError(f"no step is registered for {type(config).__name__}")
     return function(state, config, context)
+
+
+def why_not(module: torch.nn.Module, kinds: Sequence[str]) -> str:
+    """Why a step of one of ``kinds`` cannot apply to ``module``, or nothing. Looks at the module; runs and changes nothing."""
+    for kind in kinds:
+        applies_to = getattr(importlib.import_module(KINDS[kind]), "applies_to", None)
+        reason = applies_to(module) if applies_to is not None else ""
+        if reason:
+            return f"{kind}: {reason}"
+    return ""
 
 
 def restructure(module: torch.nn.Module, structure: tuple[Structure, ...]) -> torch.nn.Module:
