@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgevit.cache import digest_of
 from edgevit.compress.distil import DistilConfig
+from edgevit.compress.merge_tokens import MergeTokensConfig
 from edgevit.compress.quantize import QuantizeConfig
 from edgevit.errors import ConfigError, UnknownName
 from edgevit.yamlsource import load_yaml, validate
@@ -25,6 +26,7 @@ class StepEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    merge_tokens: MergeTokensConfig | None = Field(default=None, description="merge tokens that look alike")
     distil: DistilConfig | None = Field(default=None, description="training by the model: of what steps left, or of a student")
     quantize: QuantizeConfig | None = Field(default=None, description="precision; always the last step")
 

@@ -99,7 +99,11 @@ class Compressed:
 Step = Callable[[Compressed, Any, StepContext], Compressed]
 Restructure = Callable[["torch.nn.Module", Json], "torch.nn.Module"]
 
-KINDS = {"distil": "edgevit.compress.distil", "quantize": "edgevit.compress.quantize"}
+KINDS = {
+    "merge_tokens": "edgevit.compress.merge_tokens",
+    "distil": "edgevit.compress.distil",
+    "quantize": "edgevit.compress.quantize",
+}
 """Kind of step → the module that carries it out, registering itself when imported."""
 
 _STEPS: dict[type, Step] = {}

@@ -1,0 +1,300 @@
+"""The merge_tokens step: tokens that look alike become one on the way through a Vision Transformer, with no training.
+
+Bolya et al., "Token Merging: Your ViT But Faster" (ICLR 2023): tokens are split in two by turns, each of the first finds the
+one of the second whose attention key is most alike, and the most alike pairs merge into their mean, weighted by how many patches
+each stands for; attention and a mean over tokens count a merged token as often. Here every shape is static and the choice is carried out by products with
+one-hot matrices, so that both exporters write it with plain kernels: no scatter, no sort of indices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from device_agents.wire import StepReport
+from edgevit.compress import Compressed, Json, StepContext, step
+from edgevit.compress.config import StepConfig
+from edgevit.errors import BuildError
+
+if TYPE_CHECKING:
+    import torch
+
+AT = (0.2, 0.45)
+"""Where ``ratio`` merges, as shares of the depth: rarely, since every merge interrupts a runtime's fast path."""
+
+
+class MergeTokensConfig(StepConfig):
+    """``merge_tokens:`` of a recipe."""
+
+    merge: dict[int, int] | None = Field(
+        default=None, description="block, counted from 0 → how many tokens are merged away in it, between attention and MLP"
+    )
+    r: int | None = Field(default=None, ge=1, description="so many tokens in every block")
+    ratio: float | None = Field(default=None, gt=0, lt=1, description="share of the MACs to save, in few merges")
+    SOURCES = ("merge_tokens.py",)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> MergeTokensConfig:
+        given = [name for name in ("merge", "r", "ratio") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"merge_tokens: got {' and '.join(given) or 'nothing'}, expected one of merge, r, ratio")
+        if self.merge is not None and (not self.merge or min(self.merge.values()) < 1 or min(self.merge) < 0):
+            raise ValueError(f"merge_tokens: merge is {self.merge}, expected blocks from 0, each with 1 token or more")
+        return self
+
+    def out_of_place(self, before: Sequence[str]) -> str:
+        if "merge_tokens" in before:
+            return "and merge_tokens stands before it already: one step says all merges"
+        return ""
+
+
+def applies_to(module: torch.nn.Module) -> str:
+    """Why tokens of ``module`` cannot be merged, or nothing: it must be timm's plain Vision Transformer, whose blocks see all
+    tokens at once and whose shape nothing else depends on."""
+    import torch
+
+    from edgevit.torchsetup import import_timm
+
+    import_timm()
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    name = type(module).__name__
+    if not isinstance(module, VisionTransformer):
+        return f"tokens of {name} lie on a grid that its windows or convolutions need; only plain Vision Transformers merge"
+    if not isinstance(module.blocks, torch.nn.Sequential):
+        return f"the blocks of this {name} are not a plain sequence"
+    for i, block in enumerate(module.blocks):
+        if not isinstance(block, Block):
+            return f"block {i} of this {name} is a {type(block).__name__}, expected timm's plain Block"
+        missing = [part for part in ("qkv", "proj", "num_heads", "head_dim", "scale") if not hasattr(block.attn, part)]
+        if missing:
+            return f"the attention of block {i} is a {type(block.attn).__name__} without {', '.join(missing)}"
+        if getattr(block.attn, "gate", None) is not None:
+            return f"the attention of block {i} is gated"
+    if getattr(module, "attn_pool", None) is not None:
+        return f"this {name} ends in attention pooling, which would count merged tokens once"
+    if module.global_pool not in ("", "token", "avg"):
+        return f"this {name} pools its tokens by {module.global_pool!r}, which would count merged tokens once"
+    return ""
+
+
+def restructure(module: Any, plan: Json) -> torch.nn.Module:
+    """``module`` with blocks that merge as ``plan["merge"]``, pairs of block and tokens, says; the weights keep their names."""
+    blocks_class, mean_class = _classes()
+    sizes = _Sizes()
+    module.blocks = blocks_class(list(module.blocks), dict(plan["merge"]), module.num_prefix_tokens, sizes)
+    if module.global_pool == "avg":
+        # timm calls what stands here with the tokens that it would have averaged.
+        module.attn_pool = mean_class(sizes, 0 if module.pool_include_prefix else module.num_prefix_tokens)
+    result: torch.nn.Module = module
+    return result
+
+
+@step(MergeTokensConfig, restructure=restructure)
+def merge_tokens(state: Compressed, config: MergeTokensConfig, context: StepContext) -> Compressed:
+    """Merge tokens as ``config`` says. Raises :class:`BuildError` where the model has no tokens to merge, for a block there is
+    none of, and for more tokens than can be paired."""
+    reason = applies_to(state.module)
+    if reason:
+        raise BuildError(f"merge_tokens cannot apply: {reason}")
+    module: Any = copy.deepcopy(state.module)
+    prefix, tokens = int(module.num_prefix_tokens), count_tokens(module, state)
+    schedule = _schedule(config, module, tokens, prefix)
+    counts = token_counts(schedule, len(module.blocks), tokens, prefix)
+    plan = {"merge": sorted(schedule.items())}
+    merged = restructure(module, plan)
+    details = {f"blocks.{i}": f"{before} → {after} tokens" for i, (before, after) in enumerate(counts) if before != after}
+    summary = f"{tokens} → {counts[-1][1]} tokens, in {len(schedule)} of {len(counts)} blocks"
+    return state.restructured(merged, "merge_tokens", plan, StepReport("merge_tokens", len(schedule), summary, details))
+
+
+def count_tokens(module: Any, state: Compressed) -> int:
+    """Tokens that enter the first block, class and register tokens among them."""
+    import torch
+
+    seen: list[int] = []
+    handle = module.blocks[0].register_forward_pre_hook(lambda layer, args: seen.append(int(args[0].shape[1])))
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, 3, state.preprocessing.height, state.preprocessing.width))
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def _schedule(config: MergeTokensConfig, module: Any, tokens: int, prefix: int) -> dict[int, int]:
+    depth = len(module.blocks)
+    if config.merge is not None:
+        return dict(config.merge)
+    if config.r is not None:
+        return _every_block(config.r, depth, tokens, prefix)
+    return fit_schedule(config.ratio or 0.0, block_costs(module), tokens, prefix)
+
+
+def _every_block(r: int, depth: int, tokens: int, prefix: int) -> dict[int, int]:
+    """``r`` tokens in each block, as in the paper: fewer where fewer than half of the tokens are left to go."""
+    schedule, left = {}, tokens - prefix
+    for i in range(depth):
+        merged = min(r, left // 2)
+        if merged:
+            schedule[i] = merged
+        left -= merged
+    return schedule
+
+
+def token_counts(schedule: Mapping[int, int], depth: int, tokens: int, prefix: int) -> list[tuple[int, int]]:
+    """(tokens into, tokens out of) each block. Raises :class:`BuildError` for a block there is none of, and where more than
+    half of the tokens would go at once: each pairs with one of the other half."""
+    beyond = [i for i in schedule if i >= depth]
+    if beyond:
+        raise BuildError(f"merge_tokens: block {beyond[0]}, expected 0 … {depth - 1}: the model has {depth} blocks")
+    counts = []
+    for i in range(depth):
+        merged = schedule.get(i, 0)
+        most = (tokens - prefix) // 2
+        if merged > most:
+            raise BuildError(
+                f"merge_tokens: {merged} tokens in block {i}, expected at most {most}: half of the {tokens - prefix} there"
+            )
+        counts.append((tokens, tokens - merged))
+        tokens -= merged
+    return counts
+
+
+def block_costs(module: Any) -> list[tuple[int, int, int]]:
+    """Of each block, MACs a token of its attention's linear layers, MACs a pair of tokens, MACs a token of its MLP."""
+    import torch
+
+    def linear(part: Any) -> int:
+        return sum(m.weight.numel() for m in part.modules() if isinstance(m, torch.nn.Linear))
+
+    return [(linear(b.attn), 2 * b.attn.num_heads * b.attn.head_dim, linear(b.mlp)) for b in module.blocks]
+
+
+def block_macs(costs: Sequence[tuple[int, int, int]], counts: Sequence[tuple[int, int]]) -> int:
+    """MACs of all blocks with these token counts into and out of them."""
+    pairs = zip(costs, counts, strict=True)
+    return sum(per * before + pair * before * before + mlp * after for (per, pair, mlp), (before, after) in pairs)
+
+
+def fit_schedule(ratio: float, costs: Sequence[tuple[int, int, int]], tokens: int, prefix: int) -> dict[int, int]:
+    """The fewest tokens merged in equal shares at :data:`AT` that save ``ratio`` of the MACs of the blocks. Raises
+    :class:`BuildError` where merging half of the tokens each time does not save as much."""
+    depth = len(costs)
+    places = sorted({min(depth - 1, round(share * (depth - 1))) for share in AT})
+    whole = block_macs(costs, token_counts({}, depth, tokens, prefix))
+    most = tokens - prefix
+    for each in range(1, most // 2 + 1):
+        schedule, left = {}, most
+        for place in places:
+            schedule[place] = min(each, left // 2)
+            left -= schedule[place]
+        if block_macs(costs, token_counts(schedule, depth, tokens, prefix)) <= (1 - ratio) * whole:
+            return schedule
+    raise BuildError(
+        f"merge_tokens: a ratio of {ratio:g} is more than merges in blocks {', '.join(map(str, places))} can save",
+        hint="a smaller ratio, or r: N for merges in every block",
+    )
+
+
+def attend(attention: Any, x: torch.Tensor, sizes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """timm's ``Attention`` of (B, N, C), each key counted as often as its ``sizes`` (B, N, 1) says; also the mean of the keys
+    over the heads, (B, N, head_dim), which says how alike tokens are."""
+    batch, count, _ = x.shape
+    heads, width = attention.num_heads, attention.head_dim
+    qkv = attention.qkv(x).reshape(batch, count, 3, heads, width).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    logits = (q * attention.scale) @ k.transpose(-2, -1)
+    if sizes is not None:
+        logits = logits + sizes.log().transpose(1, 2).unsqueeze(1)
+    mixed = attention.attn_drop(logits.softmax(-1)) @ v
+    mixed = attention.norm(mixed.transpose(1, 2).reshape(batch, count, heads * width))
+    return attention.proj_drop(attention.proj(mixed)), k.mean(1)
+
+
+def merge(
+    x: torch.Tensor, metric: torch.Tensor, sizes: torch.Tensor | None, count: int, prefix: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, N, C) tokens and their sizes (B, N, 1) → (B, N − count, C) and (B, N − count, 1), by bipartite soft matching.
+
+    ``metric`` (B, N, D) says which tokens are alike; ``sizes`` None counts every token once. The first ``prefix`` tokens are
+    left alone. Token order changes: positions were added long before.
+    """
+    import torch
+
+    if sizes is None:
+        sizes = torch.ones_like(x[:, :, :1])
+    unit = torch.nn.functional.normalize(metric[:, prefix:], dim=-1)
+    best, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)
+    half, other = best.shape[1], unit.shape[1] // 2
+    order = _one_hot(best.topk(half, dim=1).indices, half, x.dtype)
+    going, staying = order[:, :count], order[:, count:]
+    target = (going @ _one_hot(partner, other, x.dtype)).transpose(1, 2)
+    weighted = x * sizes
+    merged = []
+    for values in (weighted, sizes):
+        first, second = values[:, prefix::2], values[:, prefix + 1 :: 2]
+        merged.append(torch.cat([values[:, :prefix], staying @ first, second + target @ (going @ first)], 1))
+    return merged[0] / merged[1], merged[1]
+
+
+def _one_hot(indices: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    return (indices.unsqueeze(-1) == torch.arange(classes, device=indices.device)).to(dtype)
+
+
+@dataclass
+class _Sizes:
+    """The sizes (B, N, 1) of the tokens that left the blocks last: a mean over tokens needs them behind the final norm."""
+
+    last: torch.Tensor | None = None
+
+
+@lru_cache(maxsize=1)
+def _classes() -> tuple[Any, Any]:
+    """The module classes of this step, made when torch is first needed."""
+    import torch
+
+    class MergingBlocks(torch.nn.Sequential):  # type: ignore[misc]
+        """timm Blocks of which some merge tokens between attention and MLP; sizes of tokens go along."""
+
+        def __init__(self, blocks: Sequence[Any], schedule: Mapping[int, int], prefix: int, sizes: _Sizes) -> None:
+            super().__init__(*blocks)
+            self.schedule, self.prefix, self.sizes = dict(schedule), prefix, sizes
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes: torch.Tensor | None = None
+            for i, block in enumerate(self):
+                count = self.schedule.get(i, 0)
+                if sizes is None and not count:
+                    x = block(x)
+                    continue
+                mixed, keys = attend(block.attn, block.norm1(x), sizes)
+                x = x + block.drop_path1(block.ls1(mixed))
+                if count:
+                    x, sizes = merge(x, keys, sizes, count, self.prefix)
+                x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+            self.sizes.last = sizes
+            return x
+
+    class SizedMean(torch.nn.Module):  # type: ignore[misc]
+        """The mean over (B, N, C) tokens behind ``skip`` others, each counted as often as it was merged: (B, C)."""
+
+        def __init__(self, sizes: _Sizes, skip: int) -> None:
+            super().__init__()
+            self.sizes, self.skip = sizes, skip
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.sizes.last is None:
+                return x.mean(1)
+            sizes = self.sizes.last[:, self.skip :]
+            return (x * sizes).sum(1) / sizes.sum(1)
+
+    return MergingBlocks, SizedMean
