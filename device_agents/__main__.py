@@ -49,7 +49,7 @@ def _install(start: Start, store: Any, console: Any) -> Any:
 def _activate(start: Start, store: Any, console: Any) -> Any:
     from device_agents.activate import activate
 
-    return activate(store, console)
+    return activate(store, console, start.agent_sha256)
 
 
 def _rollback(start: Start, store: Any, console: Any) -> Any:

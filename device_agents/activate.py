@@ -16,9 +16,11 @@ from device_agents.errors import Refused
 from device_agents.install import artifact_of, locked_blobs, verify_installed
 from device_agents.sshsig import parse_signer_line
 from device_agents.store import Store
+from device_agents.supervise import agent_argv, run_worker, runtime_python
 from device_agents.verify import check_version, parse_manifest
 
 MAX_SIGNERS = 10_000
+GOLDEN_TIMEOUT_S = 600.0
 OLD_PART_S = 7 * 86_400.0
 OLD_MARK_S = 90 * 86_400.0
 
@@ -58,28 +60,46 @@ class _ActivateRequest:
     allow_older: bool = False
 
 
-def activate(store: Store, console: Console) -> Dict[str, Any]:
-    """Make one variant of an installed bundle the active one, after verifying the bundle whole once more."""
+def activate(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any]:
+    """Make one variant of an installed bundle the active one, after verifying the bundle whole once more and seeing the variant
+    give its golden outputs in a process of its own. Raises ``golden-mismatch`` and leaves what was active active."""
     try:
         request = wire.decode(_ActivateRequest, console.read_json("activate"), "activate")
     except wire.WireError as e:
         raise Refused("bad-request", str(e)) from e
     with locked_blobs(store, console), console.heartbeat():
         verified = verify_installed(store, request.variant.bundle)
-        artifact_of(verified.manifest, request.variant)
+        artifact = artifact_of(verified.manifest, request.variant)
         for blob in verified.manifest.blobs():
             store.check_blob(blob)
         state = read_active(store, request.allow_older)
         if state is not None and state.active.variant == request.variant:
             return {"active": wire.encode(state.active), "changed": False}
         check_version(verified.manifest, state.active if state else None, request.allow_older)
+        _check_golden(store, agent_sha256, verified.manifest, artifact, request.variant)
         active = wire.Active(request.variant, verified.manifest.name, verified.manifest.version, request.policy, utc_now())
         store.write(store.active_path, wire.dumps(ActiveState(active, state.active if state else None)))
     return {"active": wire.encode(active), "changed": True}
 
 
+def _check_golden(
+    store: Store, agent_sha256: str, manifest: wire.Manifest, artifact: wire.Artifact, variant: wire.Variant
+) -> None:
+    request = {
+        "kind": "golden",
+        "root": str(store.root),
+        "variant": wire.encode(variant),
+        "artifact": wire.encode(artifact),
+        "preprocessing": wire.encode(manifest.preprocessing),
+        "golden": wire.encode(manifest.golden),
+    }
+    argv = agent_argv(runtime_python(store), agent_sha256, store, "worker")
+    run_worker(argv, request, GOLDEN_TIMEOUT_S, lambda message: None)
+
+
 def rollback(store: Store, console: Console) -> Dict[str, Any]:
-    """Make the previous variant active again; the one left becomes the previous. Raises ``no-active``, ``no-previous``."""
+    """Make the previous variant active again; the one left becomes the previous. It gave its golden outputs when it was
+    activated, and a way back must not depend on a runtime that may be what broke. Raises ``no-active``, ``no-previous``."""
     with locked_blobs(store, console), console.heartbeat():
         state = read_active(store)
         if state is None:

@@ -22,7 +22,7 @@ from device_agents.errors import Refused, printable
 from device_agents.pixels import batches, load_images, parse_npy, prepare
 from device_agents.store import Store
 
-KINDS = ("prove", "series", "accuracy", "predict")
+KINDS = ("prove", "golden", "series", "accuracy", "predict")
 EXIT_SERVER_GONE = 70
 
 
@@ -153,15 +153,24 @@ def _run(loaded: _Loaded, x: Any) -> Any:
         raise Refused("worker-failed", "the runtime failed: {}: {}".format(type(e).__name__, printable(str(e))[:4000])) from e
 
 
-def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
-    """One series: see :class:`~device_agents.wire.Series`. Raises ``golden-mismatch`` before anything is timed."""
+@dataclass(frozen=True)
+class _Checked:
+    """A loaded artifact that gave its golden outputs; ``x`` is the input of its first golden images."""
+
+    loaded: _Loaded
+    x: Any
+    first_ns: int
+    result: wire.GoldenResult
+
+
+def _load_and_check(request: WorkRequest) -> _Checked:
+    """Load the artifact and run its golden images, the very first of them timed. Raises ``golden-mismatch``."""
     import numpy as np
 
     from device_agents.golden import compare
 
-    store, plan, artifact = Store(Path(request.root)), _need(request.plan), _need(request.artifact)
+    store, artifact = Store(Path(request.root)), _need(request.artifact)
     golden, preprocessing = _need(request.golden), _need(request.preprocessing)
-    started_at = utc_now()
     recorded = parse_npy(store.read_blob(artifact.golden.blob), "the golden outputs")
     pick = [index for index, _ in batches(golden.count, artifact.batch)]
 
@@ -186,8 +195,21 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
             ),
             "build the bundle again, or leave this runtime to other artifacts",
         )
+    return _Checked(loaded, x, first_ns, result)
+
+
+def _golden(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
+    """What is checked before a variant becomes the active one."""
+    return dict(wire.encode(_load_and_check(request).result))
+
+
+def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
+    """One series: see :class:`~device_agents.wire.Series`. Raises ``golden-mismatch`` before anything is timed."""
+    plan = _need(request.plan)
+    started_at = utc_now()
+    checked = _load_and_check(request)
+    loaded, x = checked.loaded, checked.x
     label = "series {}".format(request.process + 1)
-    del outputs, flat, first
 
     def alive(calls: int) -> None:
         say({"type": "progress", "stage": "series", "done": calls, "total": plan.min_samples, "unit": "samples", "text": label})
@@ -203,12 +225,12 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
         process=request.process,
         started_at=started_at,
         init_time_ns=loaded.init_time_ns,
-        first_inference_ns=first_ns,
+        first_inference_ns=checked.first_ns,
         warmup_ns=warm,
         samples_ns=samples,
         provider=loaded.provider,
         runtime_version=loaded.version,
-        golden=result,
+        golden=checked.result,
         memory_before_mb=loaded.memory_before_mb,
         memory_init_delta_mb=_minus(loaded.memory_after_mb, loaded.memory_before_mb),
         memory_delta_mb=_minus(after, loaded.memory_before_mb),
@@ -303,6 +325,7 @@ def _label_names(request: WorkRequest) -> Tuple[str, ...]:
 
 _TASKS: Dict[str, Callable[[WorkRequest, Say, bytes], Dict[str, Any]]] = {
     "prove": _prove,
+    "golden": _golden,
     "series": _series,
     "accuracy": _accuracy,
     "predict": _predict,

@@ -25,6 +25,7 @@ from tests.support.agent_bundle import (
     make_bundle,
     make_signer,
     replace_signature,
+    tiny_onnx,
 )
 
 
@@ -57,6 +58,18 @@ def activate(agent: AgentProcess, bundle: TinyBundle, **more: Any) -> Any:
 
 def store_files(agent: AgentProcess) -> set[str]:
     return {str(p.relative_to(agent.root)) for p in agent.root.rglob("*") if p.is_file() and p.parent.name != "agent"}
+
+
+def test_a_variant_that_misses_its_golden_outputs_is_never_activated(
+    agent: AgentProcess, signer: Signer, bundle: TinyBundle
+) -> None:
+    agent.install(bundle)
+    active = activate(agent, bundle)["active"]
+    other = make_bundle(signer, version=2, onnx_model=tiny_onnx(seed=5))
+    agent.install(other)
+    told = refused(lambda: activate(agent, other))
+    assert told.code == "golden-mismatch" and "tiny-onnx-fp32" in told.message
+    assert agent.call("probe", "--quick")["active"] == active
 
 
 def test_install_then_again_sends_nothing(agent: AgentProcess, bundle: TinyBundle) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from device_agents import wire
 from edgevit import signing
-from edgevit.bundle import Bundle
+from edgevit.bundle import Bundle, open_bundle
 from edgevit.errors import DeviceRefused, LostLink, NotProvisioned
 from edgevit.fleet.agent import Agent, Have
 from edgevit.fleet.connect import connect, open_agent
@@ -22,8 +22,9 @@ from edgevit.fleet.inventory import Target
 from edgevit.loopback_sshd import LoopbackSshd
 from edgevit.progress import Quiet
 from edgevit.transport.prompts import NoPrompts
+from tests.support import agent_bundle as tiny
 from tests.support.bundles import make_bundle
-from tests.support.sshd import Account
+from tests.support.sshd import Account, lend_runtime
 
 BIG = 60_000_000
 
@@ -42,6 +43,19 @@ def bundle(key: Path, tmp_path: Path) -> Bundle:
     return make_bundle(tmp_path / "bundle", key)
 
 
+@pytest.fixture
+def runtime(box: Target, account: Account) -> None:
+    """The device has a runtime: activating a variant runs its golden images there."""
+    problem = lend_runtime(account, Path(box.root))
+    if problem:
+        pytest.skip(problem)
+
+
+def runnable(folder: Path, key: Path, version: int = 1) -> Bundle:
+    """A bundle of a model that really runs."""
+    return open_bundle(tiny.make_bundle(tiny.Signer(key), version=version).write(folder), None)
+
+
 def variant_of(bundle: Bundle) -> wire.Variant:
     return wire.Variant(bundle.digest, bundle.manifest.artifacts[0].name, "onnxruntime", "CPUExecutionProvider", 1)
 
@@ -52,24 +66,35 @@ def deploy(agent: Agent, bundle: Bundle, **options: bool) -> tuple[object, objec
     return plan, apply_plan(plan, bundle, agent, Quiet())
 
 
-def test_a_bare_device_gets_the_agent_and_then_the_bundle(box: Target, bundle: Bundle, key: Path) -> None:
+def test_a_bare_device_gets_the_agent_and_then_the_bundle(box: Target, account: Account, key: Path, tmp_path: Path) -> None:
+    bundle = runnable(tmp_path / "bundle", key)
     with connect(box, NoPrompts()) as agent:
         with pytest.raises(NotProvisioned) as caught:
             agent.install(bundle)
         assert caught.value.hint == "edgevit target provision box"
         assert agent.allow([line_of(key)]) == 1
-        plan, outcome = deploy(agent, bundle)
-        assert plan.send_bytes == sum(b.size for b in bundle.manifest.blobs())
-        assert outcome.sent_bytes == plan.send_bytes
+        before = agent.have(bundle.manifest.blobs())
+        assert set(before.missing) == {b.sha256 for b in bundle.manifest.blobs()}
+        with pytest.raises(NotProvisioned, match="no-numpy"):
+            deploy(agent, bundle)
+        assert agent.have(bundle.manifest.blobs()).missing == ()
+        assert agent.probe(quick=True).active is None
+        problem = lend_runtime(account, Path(box.root))
+        if problem:
+            pytest.skip(problem)
+        _, outcome = deploy(agent, bundle)
         assert outcome.active.variant == variant_of(bundle)
         assert agent.probe(quick=True).active == outcome.active
 
 
-def test_deploying_again_sends_no_blob_and_changes_nothing(box: Target, bundle: Bundle, key: Path) -> None:
+@pytest.mark.usefixtures("runtime")
+def test_deploying_again_sends_no_blob_and_changes_nothing(box: Target, key: Path, tmp_path: Path) -> None:
+    bundle = runnable(tmp_path / "bundle", key)
     with connect(box, NoPrompts()) as agent:
         agent.allow([line_of(key)])
-        _, first = deploy(agent, bundle)
+        planned, first = deploy(agent, bundle)
         assert first.changed
+        assert first.sent_bytes == planned.send_bytes == sum(b.size for b in bundle.manifest.blobs())
         before = snapshot(Path(box.root))
         plan, second = deploy(agent, bundle)
         assert plan.nothing_to_do
@@ -91,8 +116,9 @@ def test_a_stranger_s_bundle_is_refused_with_the_command_to_allow_it(box: Target
         assert not list(Path(box.root).glob("blobs/*"))
 
 
+@pytest.mark.usefixtures("runtime")
 def test_an_older_version_is_refused_unless_allowed(box: Target, key: Path, tmp_path: Path) -> None:
-    newer, older = (make_bundle(tmp_path / f"v{v}", key, version=v) for v in (5, 4))
+    newer, older = (runnable(tmp_path / f"v{v}", key, version=v) for v in (5, 4))
     with connect(box, NoPrompts()) as agent:
         agent.allow([line_of(key)])
         deploy(agent, newer)
