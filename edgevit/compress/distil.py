@@ -165,12 +165,11 @@ def _plan(state: Compressed, config: DistilConfig) -> dict[str, Any]:
         return {}
     if config.student.depth is not None:
         return {"kept": _spread(state.original, config.student.depth)}
-    return {
-        "model": config.student.model,
-        "args": config.student.args,
-        "classes": _classes(state.original, state),
-        "seed": config.seed,
-    }
+    classes = _classes(state.original, state)
+    asked = config.student.args.get("num_classes", classes)
+    if asked != classes:
+        raise _other_classes(asked, classes)
+    return {"model": config.student.model, "args": config.student.args, "classes": classes, "seed": config.seed}
 
 
 def _spread(teacher: Any, depth: int) -> list[int]:
@@ -221,9 +220,12 @@ def _classes(module: torch.nn.Module, state: Compressed) -> int:
 def _verify_classes(student: torch.nn.Module, state: Compressed) -> None:
     taught, known = _classes(student, state), _classes(state.original, state)
     if taught != known:
-        raise BuildError(
-            f"distil: the student has {taught} classes, its teacher {known}", hint="leave num_classes to the teacher"
-        )
+        raise _other_classes(taught, known)
+
+
+def _other_classes(student: object, teacher: int) -> BuildError:
+    said = f"distil: the student has {student} classes, its teacher {teacher}"
+    return BuildError(said, hint="leave num_classes to the teacher")
 
 
 def make_settings(config: DistilConfig, images: int) -> Settings:

@@ -132,8 +132,8 @@ def train(lesson: Lesson, settings: Settings, hardware: Hardware, scratch: Path,
                     )
                 run.losses.append(loss)
                 run.elapsed = hardware.agreed(earlier + time.monotonic() - began)
-                stop = bool(hardware.agreed(interrupted.is_set()))
                 _tell(run, on_progress, resumed_at, run.elapsed - earlier)
+                stop = bool(hardware.agreed(interrupted.is_set()))
                 if stop or run.elapsed - saved > SAVE_EVERY_S or _progress(run) >= 1:
                     _save(run)
                     saved = run.elapsed
