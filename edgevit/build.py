@@ -56,21 +56,40 @@ class BuildRequest:
     name: str | None = None
 
 
+@dataclass(frozen=True)
+class Built:
+    """A bundle, the key that stands for everything it was made from, and whether the cache had it."""
+
+    bundle: Bundle
+    key: str
+    reused: bool
+
+
 def build_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: Progress) -> Bundle:
     """Build, check and sign one bundle into ``out``.
 
     Raises :class:`UsageError` and its kin for what a person asked wrongly, :class:`BuildError` for a step, exporter or gate
     that failed. Nothing is written to ``out`` unless all of it is right.
     """
+    return make_bundle(request, out, signer, on_progress).bundle
+
+
+def make_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: Progress, identity: str | None = None) -> Built:
+    """:func:`build_bundle`, saying how it went. ``identity``: the model's digest where it was loaded already."""
     _check_request(request)
     cache = Cache()
-    identity = request.source.fast_digest(cache)
+    identity = identity or request.source.fast_digest(cache)
     model = None
     if identity is None:
         model = _load(request, on_progress)
         identity = model.info.digest
-    key = _key(request, identity, cache)
+    sets = open_sets(request, cache)
+    lacking = lacks_data(request.recipe, sets)
+    if lacking:
+        raise DataError(f"{request.recipe.name} {lacking[0]}", hint=lacking[1])
+    key = build_key(request, identity, sets)
     entry = cache.get(key)
+    reused = entry is not None
     for complaint in cache.complaints:
         on_progress.start("cache", complaint)
         on_progress.finish("cache", complaint)
@@ -85,7 +104,46 @@ def build_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: 
     on_progress.start("pack", f"packing {manifest.name}")
     bundle = write_bundle(out, manifest, by_sha, signer)
     on_progress.finish("pack", f"{bundle.path}: {len(manifest.artifacts)} artifacts, signed")
-    return bundle
+    return Built(bundle, key, reused)
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """The image sets of one request, listed and not yet decoded; labels are as written."""
+
+    evaluation: ImageSet | None
+    calibration: ImageSet | None
+    training: tuple[ImageSet, ...]
+
+    @property
+    def learned_from(self) -> tuple[ImageSet, ...]:
+        """What training steps see: the training sets, else the calibration set."""
+        return self.training or (() if self.calibration is None else (self.calibration,))
+
+
+def open_sets(request: BuildRequest, cache: Cache) -> DataSets:
+    """List the images of a request. Raises :class:`DataError` as :func:`edgevit.data.open_data` does."""
+
+    def listed(path: Path | None) -> ImageSet | None:
+        return None if path is None else open_data(path, cache)
+
+    training = tuple(open_data(path, cache) for path in request.train_data)
+    return DataSets(listed(request.eval_data), listed(request.calib_data), training)
+
+
+def lacks_data(recipe: Recipe, sets: DataSets) -> tuple[str, str] | None:
+    """Which images ``recipe`` cannot do without and was not given, and the hint; None where nothing is missing."""
+    for step in recipe.steps:
+        config = step.config
+        seen = sets.learned_from if config.trains else () if sets.calibration is None else (sets.calibration,)
+        option = "--train DATA, or --calib DATA" if config.trains else "--calib DATA"
+        if (config.needs_images or config.trains or config.needs_labels) and not seen:
+            needed = "labelled images" if config.needs_labels else "unlabelled images"
+            return f"needs {needed} for its step {step.kind}, and was given no images", f"add {option}"
+        bare = next((s for s in seen if s.labels is None), None)
+        if config.needs_labels and bare is not None:
+            return f"needs labelled images for its step {step.kind}, and {bare.name} has no labels", f"give labels in {option}"
+    return None
 
 
 def _check_request(request: BuildRequest) -> None:
@@ -114,12 +172,17 @@ def _load(request: BuildRequest, on_progress: Progress) -> LoadedModel:
     return model
 
 
-def _key(request: BuildRequest, identity: str, cache: Cache) -> str:
+def build_key(request: BuildRequest, identity: str, sets: DataSets) -> str:
+    """What stands for everything a build depends on; ``identity`` is the model's digest."""
     from edgevit.export.oldest import find_interpreter, oldest_runtimes
 
     data = [
-        None if path is None else [path.name, open_data(path, cache).digest]
-        for path in (request.eval_data, request.calib_data, *request.train_data)
+        None if one is None or path is None else [path.name, one.digest]
+        for path, one in zip(
+            (request.eval_data, request.calib_data, *request.train_data),
+            (sets.evaluation, sets.calibration, *sets.training),
+            strict=True,
+        )
     ]
     wanted = [pair for f in request.formats for pair in oldest_runtimes(f, request.recipe.scheme, request.profiles)]
     return digest_of(
@@ -130,13 +193,13 @@ def _key(request: BuildRequest, identity: str, cache: Cache) -> str:
         [request.formats, request.batch, request.name],
         [data, width_multiple(request.profiles)],
         [[*pair, str(find_interpreter(*pair))] for pair in wanted],
-        _code_digest(),
+        code_digest(),
         tool_versions(),
     )
 
 
 @lru_cache(maxsize=1)
-def _code_digest() -> str:
+def code_digest() -> str:
     """Over edgevit's own code that a build runs through: an edited exporter never serves what the old one wrote."""
     import device_agents
     import edgevit

@@ -69,14 +69,9 @@ def call(*argv: str | Path, expect: int = 0) -> None:
 
 def build_digits(folder: Path, progress: Progress, targets: Sequence[str]) -> list[Path]:
     """Train the digits model (kept for the next time) and build its bundles; where they are."""
-    from edgevit.digits import train_digits_vit, write_digits
+    from edgevit.digits import ensure_digits
 
-    data = write_digits(folder / "digits")
-    weights = folder / "digits.safetensors"
-    if not weights.exists():
-        part = weights.with_suffix(".part")
-        train_digits_vit(part, progress)
-        part.rename(weights)
+    data, weights = ensure_digits(folder, progress)
     out = folder / "bundles"
     shutil.rmtree(out, ignore_errors=True)
     chosen = [word for target in targets for word in ("--for", target)]

@@ -108,6 +108,17 @@ def write_digits(folder: Path) -> Digits:
     return result
 
 
+def ensure_digits(folder: Path, progress: Progress) -> tuple[Digits, Path]:
+    """The digits and the weights of a trained :func:`digits_vit` in ``folder``, made the first time."""
+    data = write_digits(folder / "digits")
+    weights = folder / "digits.safetensors"
+    if not weights.exists():
+        part = weights.with_suffix(".part")
+        train_digits_vit(part, progress)
+        part.rename(weights)
+    return data, weights
+
+
 def train_digits_vit(out: Path, progress: Progress, *, epochs: int = 10, seed: int = 0, **kwargs: Any) -> float:
     """Train :func:`digits_vit` on the training digits, write safetensors to ``out``; top-1 (0 to 1) on the held-out digits."""
     from edgevit.torchsetup import import_timm

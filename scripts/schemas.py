@@ -1,4 +1,4 @@
-"""Write docs/schema/*.schema.json, the JSON Schemas that editors use for profiles, recipes and fleet files.
+"""Write docs/schema/*.schema.json, the JSON Schemas that editors use for profiles, recipes, studies and fleet files.
 
 python scripts/schemas.py           write them
 python scripts/schemas.py --check   exit 1, naming the files, where one is not what the code says
@@ -23,10 +23,11 @@ def schemas() -> dict[str, dict[str, Any]]:
     from edgevit.fleet import inventory
     from edgevit.profile import profile_schema
     from edgevit.recipe import recipe_schema
+    from edgevit.study.file import study_schema
 
     # A fleet file names its targets as a mapping or as a list; an editor is told of both.
     fleet: TypeAdapter[Any] = TypeAdapter(inventory._Mapped | inventory._Listed)
-    return {"profile": profile_schema(), "recipe": recipe_schema(), "fleet": fleet.json_schema()}
+    return {"profile": profile_schema(), "recipe": recipe_schema(), "study": study_schema(), "fleet": fleet.json_schema()}
 
 
 def main() -> int:

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "collect": ("edgevit.cli.bench", "collect", "Bring home results that wait on targets."),
     "predict": ("edgevit.cli.predict", "predict", "Run images through a bundle on a target."),
     "run": ("edgevit.cli.run", "run", "Build, deploy, bench, and show the table."),
+    "study": ("edgevit.cli.study", "study", "A grid of recipes, models and targets, built, measured and compared."),
     "results": ("edgevit.cli.results", "results", "What has been measured."),
     "report": ("edgevit.cli.results", "report", "One self-contained page of results that works offline."),
 }

@@ -75,7 +75,15 @@ def build_all(requests: Sequence[BuildRequest], output: Path, sign_key: Path | N
 
 
 def signer(sign_key: Path | None) -> Callable[[bytes], bytes]:
-    """What signs: the person's own SSH key, else edgevit's, made (and said so) the first time one is needed."""
+    """What signs, with :func:`signing_key`."""
+    from edgevit import signing
+
+    chosen = signing_key(sign_key)
+    return lambda data: signing.sign(data, chosen)
+
+
+def signing_key(sign_key: Path | None) -> Path:
+    """The person's own SSH key, else edgevit's, made (and said so) the first time one is needed."""
     from edgevit import signing
 
     key = sign_key
@@ -85,8 +93,7 @@ def signer(sign_key: Path | None) -> Callable[[bytes], bytes]:
             signing.make_key(key, "edgevit signing key")
             public = signing.public_line(key)
             say(f"made a signing key: {key} ({signing.fingerprint(public)}); `edgevit key show` prints it")
-    chosen = key
-    return lambda data: signing.sign(data, chosen)
+    return key
 
 
 def bundle_json(bundle: Bundle) -> dict[str, Any]:

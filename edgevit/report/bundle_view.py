@@ -8,8 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgevit.report.table import EMPTY
+
 if TYPE_CHECKING:
-    from device_agents.wire import Artifact
+    from device_agents.wire import Artifact, BeforeAfter, Manifest
     from edgevit.bundle import Bundle
 
 
@@ -31,7 +33,24 @@ def render_bundle(bundle: Bundle) -> RenderableType:
             str(artifact.opset or "–"),
             str(artifact.ir_version or "–"),
         )
-    return Group(head, table, *_warnings(bundle))
+    return Group(head, *_compressed(manifest), table, *_warnings(bundle))
+
+
+def _compressed(manifest: Manifest) -> list[Text]:
+    """What structural steps left of the model, in a line; nothing where there were none."""
+    measured = [step for step in manifest.steps if step.damage]
+    if not measured:
+        return []
+    first, last = measured[0], measured[-1]
+    sizes = []
+    for name, before, after in (
+        ("parameters", first.parameters, last.parameters),
+        ("MACs", first.macs, last.macs),
+    ):
+        if before and after and before.before:
+            sizes.append(f"{100 * (after.after / before.before - 1):+.1f} % {name}")
+    agrees = f"top-1 agrees on {100 * last.damage.agreement:.1f} % of {last.damage.images}" if last.damage else ""
+    return [Text(f"{' + '.join(step.step for step in measured)}: {', '.join([*sizes, agrees])} calibration images")]
 
 
 def _warnings(bundle: Bundle) -> list[Text]:
@@ -70,21 +89,57 @@ def render_explanation(bundle: Bundle, only: str | None) -> RenderableType:
     facts.add_row("made by", m.made_by)
     facts.add_row("tools", ", ".join(f"{k} {v}" for k, v in sorted(m.tools.items())))
     parts: list[RenderableType] = [render_bundle(bundle), Text(), facts, Text()]
-    parts += [_render_step(step.step, step.layers, step.summary, step.details, only is not None) for step in m.steps]
+    parts += _render_steps(m, only is not None)
     for artifact in m.artifacts:
         if only in (None, artifact.name):
             parts += [Text(), _render_artifact(artifact)]
     return Group(*parts)
 
 
-def _render_step(name: str, layers: int, summary: str, details: dict[str, str], full: bool) -> RenderableType:
-    line = Text.assemble((f"step {name}", "bold"), f": {layers} layers; {summary}")
-    if not full:
-        return line
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 2))
-    for layer, what in details.items():
-        table.add_row(layer, what)
-    return Group(line, table)
+def _render_steps(manifest: Manifest, full: bool) -> list[RenderableType]:
+    """What each step did and what it cost, one row a step; ``full`` adds every layer it touched."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("step")
+    for title in ("layers", "parameters M", "MACs M", "cosine", "agrees %", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for step in manifest.steps:
+        damage = step.damage
+        table.add_row(
+            step.step,
+            f"{step.layers:,}",
+            _before_after(step.parameters, 2),
+            _before_after(step.macs, 1),
+            f"{damage.cosine:.4f}" if damage else EMPTY,
+            f"{100 * damage.agreement:.1f}" if damage else EMPTY,
+            f"{step.seconds:.1f}" if step.seconds is not None else EMPTY,
+        )
+    parts: list[RenderableType] = [table]
+    images = sorted({step.damage.images for step in manifest.steps if step.damage})
+    if images:
+        counted = " or ".join(f"{n:,}" for n in images)
+        parts.append(
+            Text(f"cosine, agrees: with the original model after this step, on {counted} calibration images", style="dim")
+        )
+    for step in manifest.steps:
+        parts.append(Text.assemble((f"step {step.step}", "bold"), f": {step.summary}"))
+        if full and step.details:
+            layers = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 2))
+            layers.add_column(overflow="fold", max_width=40)
+            layers.add_column(overflow="fold")
+            for layer, what in step.details.items():
+                layers.add_row(Text(layer), Text(what))
+            parts.append(layers)
+    return parts
+
+
+def _before_after(count: BeforeAfter | None, digits: int) -> str:
+    """Millions before and after; one figure where nothing changed."""
+    if count is None:
+        return EMPTY
+    before, after = f"{count.before / 1e6:,.{digits}f}", f"{count.after / 1e6:,.{digits}f}"
+    if count.before == count.after:
+        return before
+    return f"{before} → {after} ({100 * (count.after / count.before - 1):+.1f} %)" if count.before else f"{before} → {after}"
 
 
 def _render_artifact(artifact: Artifact) -> RenderableType:

@@ -193,8 +193,16 @@ class Store:
         with self._mapped(f"looking for run {run_id}"), self._engine.begin() as connection:
             return _has(connection, schema.runs.c.run_id, run_id)
 
-    def runs(self, batch_id: str | None = None, *, run_id: str | None = None, target: str | None = None) -> list[wire.Run]:
-        """Runs with all their samples, oldest first, of everything or of what is named."""
+    def runs(
+        self,
+        batch_id: str | None = None,
+        *,
+        run_id: str | None = None,
+        target: str | None = None,
+        bundles: Sequence[str] | None = None,
+    ) -> list[wire.Run]:
+        """Runs with all their samples, oldest first, of everything or of what is named; ``bundles``: runs that measured any
+        bundle of these digests."""
         query = sa.select(schema.runs.c.run_id, schema.runs.c.document).order_by(schema.runs.c.started_at, schema.runs.c.run_id)
         for column, wanted in (
             (schema.runs.c.batch_id, batch_id),
@@ -203,6 +211,9 @@ class Store:
         ):
             if wanted is not None:
                 query = query.where(column == wanted)
+        if bundles is not None:
+            measured = sa.select(schema.measurements.c.run_id).where(schema.measurements.c.bundle.in_(list(bundles)))
+            query = query.where(schema.runs.c.run_id.in_(measured))
         with self._mapped("reading runs"), self._engine.begin() as connection:
             return [_restore(connection, row.run_id, row.document) for row in connection.execute(query).all()]
 
