@@ -152,6 +152,34 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(tmp_path: Path) 
     assert equal(weights(straight), weights(resumed))
 
 
+TWO = """
+    import sys
+    from pathlib import Path
+    import torch
+    from accelerate import debug_launcher
+    from edgevit.compress.distil import DistilConfig, make_settings
+    from edgevit.compress.train import Lesson, collect, train_process
+    from edgevit.progress import Quiet
+    from tests.unit.test_distil import QUICK, SHAPE, damaged, images
+
+    state, place = damaged(), Path(sys.argv[1])
+    before = state.module.head.weight.clone()
+    lesson = Lesson(state.module, state.original, torch.from_numpy(images()), None, SHAPE, ((0, 0), (1, 1)))
+    settings = make_settings(DistilConfig(**QUICK), 24)
+    debug_launcher(train_process, (lesson, settings, place, Quiet(), True), num_processes=2)
+    trained = collect(lesson, settings, place)
+    print(trained.steps, trained.last_loss < trained.first_loss, torch.equal(before, state.module.head.weight))
+"""
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", textwrap.dedent(TWO), str(tmp_path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["6", "True", "False"], done.stderr
+
+
 @pytest.mark.parametrize("content", [b"", b"\x08", b"\xff" * 64])
 def test_a_damaged_checkpoint_is_named_and_left_behind(tmp_path: Path, content: bytes) -> None:
     config = DistilConfig(**{**QUICK, "steps": 2})
