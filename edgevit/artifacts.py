@@ -19,6 +19,7 @@ from edgevit.golden import GoldenImages, npy_bytes, tolerance_for
 from edgevit.model import module_digest
 from edgevit.profile import onnx_ceiling
 from edgevit.progress import Progress
+from edgevit.quantspec import QuantSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from edgevit.profile import Profile
 
-NEVER_RIGHT = {"tflite-runtime": ("int8-dynamic", "int4-weights")}
+NEVER_RIGHT = {"tflite-runtime": ("int8-dynamic", "int4-weights", "mixed")}
 """Schemes a runtime runs without an error and gets wrong, whatever a profile says."""
 
 
@@ -68,6 +69,9 @@ class ArtifactMaker:
         name = f"{format_}-{scheme}"
         if scheme not in PAIRS[format_]:
             return f"{name}: the {format_} exporter does not carry out {scheme}"
+        reason = refused_layers(format_, self.state.spec)
+        if reason:
+            return f"{name}: {reason}"
         fits = fitting_profiles(format_, scheme, profiles)
         if not fits:
             return f"{name}: no runtime of {', '.join(p.name for p in profiles)} runs it"
@@ -152,6 +156,16 @@ def fitting_profiles(format_: str, scheme: str, profiles: Sequence[Profile]) -> 
             for o in p.runtimes
         )
     )
+
+
+def refused_layers(format_: str, spec: QuantSpec) -> str:
+    """Why the format cannot carry out some layer of ``spec``, or nothing."""
+    if format_ != "tflite":
+        return ""
+    from edgevit.export.tflite_weights import refuses
+
+    reasons = {one.name: reason for one in spec.layers if (reason := refuses(one))}
+    return f"{len(reasons)} layers, the first {next(iter(reasons))}: {next(iter(reasons.values()))}" if reasons else ""
 
 
 def refusals(format_: str, scheme: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from device_agents.wire import StepReport
 from edgevit.compress import Compressed, StepContext, step
@@ -19,7 +19,32 @@ from edgevit.quantspec import Kind, LayerQuant, QuantSpec
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
+Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights", "mixed"]
+
+
+TUNE_STEPS = 48
+"""Of ``int4-weights`` unless the recipe says otherwise: what fits beside the rounding into three minutes on two cores."""
+
+
+class Budget(BaseModel):
+    """``budget:`` of the scheme ``mixed``: exactly one limit, within which the layers lose as little as possible."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    effective_bits: float | None = Field(default=None, gt=0, le=32, description="most bits for a weight, scales counted in")
+    megabytes: float | None = Field(default=None, gt=0, description="most megabytes of weights, what stays float counted in")
+    loss: float | None = Field(
+        default=None, ge=0, le=100, description="most top-1 agreement with the float model to lose on calibration images, %"
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        given = [k for k in type(self).model_fields if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"got {len(given)} limits ({', '.join(given) or 'none'}), expected one of effective_bits, megabytes, loss"
+            )
+        return self
 
 
 class QuantizeConfig(StepConfig):
@@ -29,11 +54,32 @@ class QuantizeConfig(StepConfig):
     ranges: Literal["minmax", "mean", "error"] = Field(
         default="error", description="int8-static: how activation ranges are chosen from the calibration images"
     )
-    SOURCES = ("quantize.py", "calibrate.py")
+    group: Literal[16, 32, 64, 128] | None = Field(
+        default=32, description="int4 weights: how many inputs share one scale and zero point; null: all of an output channel's"
+    )
+    tune: int = Field(
+        default=TUNE_STEPS, ge=0, le=5000, description="int4 weights: steps of 16 images that tune scales and biases; 0: none"
+    )
+    budget: Budget | None = Field(default=None, description="mixed: what the layers' widths together must keep")
+    SOURCES = (
+        "quantize.py",
+        "calibrate.py",
+        "rounding.py",
+        "weight_only.py",
+        "tune_scales.py",
+        "mixed.py",
+        "fold.py",
+    )
 
     @property
     def needs_images(self) -> bool:
-        return self.scheme == "int8-static"
+        return self.scheme in ("int8-static", "int4-weights", "mixed")
+
+    @model_validator(mode="after")
+    def _budget_is_for_mixed(self) -> QuantizeConfig:
+        if (self.scheme == "mixed") != (self.budget is not None):
+            raise ValueError(f"scheme {self.scheme} {'needs a budget' if self.budget is None else 'takes no budget'}")
+        return self
 
 
 @step(QuantizeConfig)
@@ -46,6 +92,12 @@ def quantize(state: Compressed, config: QuantizeConfig, context: StepContext) ->
         bits = 32 if config.scheme == "fp32" else 16
         spec = QuantSpec(config.scheme, float_bits=bits)
         return replace(state, spec=spec).reported(StepReport("quantize", 0, f"{config.scheme}: every layer stays float", {}))
+    if config.scheme in ("int8-weights", "int4-weights", "mixed"):
+        from edgevit.compress.mixed import mixed
+        from edgevit.compress.weight_only import int4_weights, int8_weights
+
+        chosen = {"int8-weights": int8_weights, "int4-weights": int4_weights, "mixed": mixed}
+        return chosen[config.scheme](state, config, context)
     found = quantizable_layers(state.module, convolutions=config.scheme == "int8-static")
     if not found:
         raise BuildError(

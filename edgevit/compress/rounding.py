@@ -3,8 +3,8 @@
 The measure is the Hessian objective ``tr((W − Ŵ) H (W − Ŵ)ᵀ)``: the squared change of the outputs over the inputs that gave
 ``H = E[x xᵀ]``. Columns are rounded one after the other, each pushing its error onto those not yet rounded (GPTQ, Frantar et
 al. 2023, columns in order of their diagonal), then every integer is moved while that lowers the objective (coordinate
-descent), and scales are refitted in closed form to the integers found. No step raises the objective, and rounding to nearest
-is one of the starting points, so the result is never worse than that.
+descent), and scales are refitted in closed form to the integers found. Row by row the best of these and of rounding to nearest
+is kept, so the result is never worse than that.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ _LEAST_SCALE = 1e-12
 @dataclass(frozen=True)
 class Grid:
     """The integers a weight may become. ``group`` inputs share one scale, None for all of an output channel's; a symmetric
-    grid is ±(2^(bits−1) − 1) around zero, any other 0 … 2^bits − 1 around a zero point of each group's own."""
+    grid is ±(2^(bits−1) − 1) around zero, any other 0 … 2^bits − 1 around a zero point of each group's own. ``half_scales``:
+    scales are numbers that float16 holds exactly, so that a file may store them in half the bytes."""
 
     bits: int
     group: int | None = None
     symmetric: bool = True
+    half_scales: bool = False
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -68,24 +70,32 @@ class Moments:
     def __init__(self, inputs: int) -> None:
         import torch
 
-        self.rows = 0
+        self.weight = 0.0
         self._sum = torch.zeros(inputs, dtype=torch.float64)
         self._products = torch.zeros(inputs, inputs, dtype=torch.float64)
 
-    def add(self, x: torch.Tensor) -> None:
-        """Take in x (…, inputs)."""
+    def add(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Take in x (…, inputs), each row counted by ``weights`` (all axes of x but the last, or broadcast to them)."""
+        import torch
+
         rows = x.detach().reshape(-1, x.shape[-1])
-        self.rows += len(rows)
-        self._sum += rows.sum(0).double()
-        self._products += (rows.T @ rows).double()
+        if weights is None:
+            self.weight += len(rows)
+            counted = rows
+        else:
+            each = torch.broadcast_to(weights, x.shape[:-1]).reshape(-1, 1).to(rows.dtype)
+            self.weight += float(each.sum())
+            counted = rows * each
+        self._sum += counted.sum(0).double()
+        self._products += (counted.T @ rows).double()
 
     @property
     def mean(self) -> torch.Tensor:
-        return self._sum / max(self.rows, 1)
+        return self._sum / max(self.weight, 1e-12)
 
     def hessian(self, centred: bool = False) -> torch.Tensor:
         """(inputs, inputs) ``E[x xᵀ]``; ``centred`` about the mean, which is the measure where the bias is corrected after."""
-        products = self._products / max(self.rows, 1)
+        products = self._products / max(self.weight, 1e-12)
         return products - self.mean[:, None] * self.mean if centred else products
 
 
@@ -132,7 +142,7 @@ def round_weight(
         found = scales.detach().float().reshape(len(w), -1)
         zeros = torch.zeros_like(found, dtype=torch.int32)
     start = round_to_nearest(w, found, zeros, grid)
-    best = _better(w, h, _descend(w, h, start, sweeps), _descend(w, h, _gptq(w, h, start), sweeps))
+    best = _better(w, h, start, _descend(w, h, _gptq(w, h, start), sweeps))
     for _ in range(refits if scales is None else 0):
         best = _better(w, h, best, _descend(w, h, _refit_scales(w, h, best), sweeps))
     return best
@@ -167,7 +177,18 @@ def search_scales(weight: torch.Tensor, importance: torch.Tensor, grid: Grid) ->
         least = torch.where(closer, error, least)
         scales = torch.where(closer, scale, scales)
         zeros = torch.where(closer, zero.int(), zeros)
-    return scales.float(), zeros
+    return storable(scales, grid), zeros
+
+
+def storable(scales: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Scales in float32, rounded to what float16 holds where the grid asks for it and all of them are normal numbers there."""
+    import torch
+
+    full = scales.float()
+    limits = torch.finfo(torch.float16)
+    if not grid.half_scales or float(full.min()) < limits.tiny or float(full.max()) > limits.max:
+        return full
+    return full.half().float()
 
 
 def round_to_nearest(weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, grid: Grid) -> Rounded:
@@ -249,8 +270,9 @@ def _descend(w: torch.Tensor, h: torch.Tensor, start: Rounded, sweeps: int) -> R
             step = (slope[:, j] / (diagonal[j] * scales[:, j])).round().int()
             new = (old + step).clamp(low, high).int()
             change = (new - old).double() * scales[:, j]
-            if bool(change.any()):
-                slope -= change[:, None] * h[j]
+            rows = change.nonzero().squeeze(1)
+            if len(rows):
+                slope.index_add_(0, rows, change[rows, None] * h[j], alpha=-1)
                 integers[:, j] = new
                 moved = True
         if not moved:
@@ -276,8 +298,8 @@ def _refit_scales(w: torch.Tensor, h: torch.Tensor, rounded: Rounded) -> Rounded
         left = spread.T @ h @ spread
         left.diagonal().add_(1e-9 * float(left.diagonal().mean()) + _LEAST_SCALE)
         fitted[i] = torch.linalg.solve(left, right[i])
-    scales = torch.where(fitted > _LEAST_SCALE, fitted, rounded.scales.double()).float()
-    return Rounded(rounded.integers, scales, rounded.zeros, rounded.grid)
+    scales = torch.where(fitted > _LEAST_SCALE, fitted, rounded.scales.double())
+    return Rounded(rounded.integers, storable(scales, rounded.grid), rounded.zeros, rounded.grid)
 
 
 def _better(w: torch.Tensor, h: torch.Tensor, *found: Rounded) -> Rounded:

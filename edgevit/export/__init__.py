@@ -13,10 +13,19 @@ from device_agents.wire import TensorSpec
 
 EXTRA_OF_FORMAT = {"onnx": "build", "tflite": "tflite"}
 PAIRS = {
-    "onnx": ("fp32", "fp16", "int8-dynamic", "int8-static"),
-    "tflite": ("fp32", "fp16", "int8-dynamic", "int8-static"),
+    "onnx": ("fp32", "fp16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights", "mixed"),
+    "tflite": ("fp32", "fp16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights", "mixed"),
 }
 """The schemes each exporter carries out."""
+
+
+def cannot_carry_out(format_: str, scheme: str, group: int | None) -> str:
+    """Why no file of ``format_`` can carry out ``scheme`` with 4-bit weights in groups of ``group`` inputs, or nothing."""
+    if scheme not in PAIRS[format_]:
+        return f"the {format_} exporter does not carry out {scheme}"
+    if format_ == "tflite" and scheme in ("int4-weights", "mixed") and group is not None:
+        return f"LiteRT has no float kernel for weights in groups of {group}; with group: null it has, as in int4-channel"
+    return ""
 
 
 @dataclass(frozen=True)

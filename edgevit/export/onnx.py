@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing
 from edgevit.errors import ExportError, MissingExtra
+from edgevit.export.onnx_blocks import BLOCK_DOMAIN, uses_blocks, weight_only_nodes
 from edgevit.quantspec import LayerQuant, QuantSpec, activation_grid, quantize_weight
 from edgevit.torchsetup import import_torch, silence_exporters
 
@@ -136,7 +137,10 @@ def apply_spec(
         )
     for layer in spec.layers:
         writer.quantize(layer)
-    return _write(writer.finish())
+    finished = writer.finish()
+    if uses_blocks(spec):
+        finished.opset_import.append(onnx.helper.make_opsetid(BLOCK_DOMAIN, 1))
+    return _write(finished)
 
 
 def float_weights(float_model: bytes, spec: QuantSpec) -> dict[str, NDArray[np.float32]]:
@@ -189,6 +193,9 @@ class _IntegerWriter:
 
     def quantize(self, layer: LayerQuant) -> None:
         node = self.find(layer)
+        if layer.activations == "float":
+            self.replaced[node.name] = weight_only_nodes(self, layer, node)
+            return
         if node.op_type == "Conv":
             self.replaced[node.name] = self._static_conv(layer, node)
             return

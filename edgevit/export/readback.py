@@ -8,6 +8,7 @@ from typing import Any
 from device_agents.wire import TensorSpec
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export import ReadBack
+from edgevit.export.onnx_blocks import BLOCK_DOMAIN, difference, in_blocks, uses_blocks
 from edgevit.quantspec import QuantSpec, quantize_weight
 
 _FLOAT, _UINT8, _INT8, _INT32, _FLOAT16, _DOUBLE = 1, 2, 3, 6, 10, 11
@@ -30,8 +31,12 @@ def read_onnx(data: bytes, float_model: bytes, spec: QuantSpec, ceiling: tuple[i
     _refuse_external_data(model)
     domains = {o.domain or "ai.onnx": o.version for o in model.opset_import}
     strange = sorted({n.domain for n in graph.node} - {"", "ai.onnx"})
-    if strange or set(domains) != {"ai.onnx"} or model.functions:
-        raise ExportError(f"the ONNX file uses the domains {', '.join([*domains, *strange])}, expected ai.onnx alone")
+    blocks = uses_blocks(spec)
+    expected = {"ai.onnx", BLOCK_DOMAIN} if blocks else {"ai.onnx"}
+    if strange != ([BLOCK_DOMAIN] if blocks else []) or set(domains) != expected or model.functions:
+        raise ExportError(
+            f"the ONNX file uses the domains {', '.join([*domains, *strange])}, expected {' and '.join(sorted(expected))} alone"
+        )
     opset = domains["ai.onnx"]
     if model.ir_version > ceiling[0] or opset > ceiling[1]:
         raise ExportError(
@@ -65,8 +70,10 @@ def _io(values: Any, layout: str) -> TensorSpec:
 
 def _verify_float_width(graph: Any, spec: QuantSpec) -> None:
     counts: Counter[int] = Counter()
+    half_scales = {f"{one.name}.weight_scale" for one in spec.layers if in_blocks(one)}
     for initializer in graph.initializer:
-        counts[initializer.data_type] += max(1, _size(initializer.dims))
+        if initializer.name not in half_scales:
+            counts[initializer.data_type] += max(1, _size(initializer.dims))
     if counts[_DOUBLE]:
         raise ExportError(f"the ONNX file holds {counts[_DOUBLE]} float64 numbers, expected none")
     if spec.float_bits == 16:
@@ -95,6 +102,11 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, opera
     held = {i.name: i for i in graph.initializer}
     differing = []
     for layer in spec.layers:
+        if layer.activations == "float":
+            found = difference(graph, layer, asked[layer.name])
+            if found:
+                differing.append(f"{layer.name} ({found})")
+            continue
         name = f"{layer.name}.weight_int8" if layer.activations == "dynamic" else f"{layer.name}.weight_int"
         wanted, scale = quantize_weight(asked[layer.name])
         if layer.kind == "linear":
@@ -111,6 +123,10 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, opera
             f"{len(differing)} of {len(spec.layers)} layers in the ONNX file are not what the QuantSpec says: "
             f"{', '.join(differing[:5])}"
         )
+    blocks = sum(in_blocks(one) for one in spec.layers)
+    foreign = sum(n.domain == BLOCK_DOMAIN for n in graph.node)
+    if foreign != blocks or operators.get("MatMulNBits", 0) != blocks:
+        raise ExportError(f"{foreign} nodes of {BLOCK_DOMAIN} in the ONNX file, the QuantSpec asks for {blocks} MatMulNBits")
     dynamic = sum(one.activations == "dynamic" for one in spec.layers)
     if operators.get("MatMulInteger", 0) != dynamic or operators.get("DynamicQuantizeLinear", 0) != dynamic:
         raise ExportError(

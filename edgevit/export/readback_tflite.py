@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from device_agents.wire import TensorSpec
 from edgevit.errors import ExportError
 from edgevit.export import ReadBack, tflite
+from edgevit.export.tflite_weights import difference
 from edgevit.quantspec import QuantSpec, quantize_weight
 
 if TYPE_CHECKING:
     import torch
 
-_FLOAT32, _FLOAT16, _INT8 = 0, 1, 9
+_FLOAT32, _FLOAT16, _INT8, _INT4 = 0, 1, 9, 17
 
 
 def read_tflite(data: bytes, float_model: bytes, spec: QuantSpec, module: torch.nn.Module) -> ReadBack:
@@ -51,32 +52,40 @@ def _io(graph: Any, indices: Any, layout: str) -> TensorSpec:
 def _verify_integers(data: bytes, float_model: bytes, spec: QuantSpec, module: Any) -> tuple[int, tuple[str, ...]]:
     import numpy as np
 
-    held = [op for op in tflite.matrix_ops(data) if op.weight_type == _INT8]
-    if len(held) != len(spec.layers):
+    held = [op for op in tflite.matrix_ops(data) if op.weight_type in (_INT8, _INT4)]
+    weight_only = [one for one in spec.layers if one.activations == "float"]
+    if len(held) != len(spec.layers) - len(weight_only):
         raise ExportError(
-            f"{len(held)} operators of the TFLite file hold int8 weights, the QuantSpec asks for {len(spec.layers)}"
+            f"{len(held)} operators of the TFLite file compute with integer weights, "
+            f"the QuantSpec asks for {len(spec.layers) - len(weight_only)}"
         )
     if not spec.layers:
         return 0, ()
     asked = tflite.match_layers(float_model, spec, module)
+    parsed = tflite.read_flatbuffer(data)
     by_name = {op.weight_name: op for op in held}
     differing, folded = [], 0
     for layer in spec.layers:
         op = asked[layer.name]
+        folded += not np.array_equal(op.weight, tflite.weight_as_stored(module, layer))
+        if layer.activations == "float":
+            found = difference(parsed, layer, op)
+            if found:
+                differing.append(f"{layer.name} ({found})")
+            continue
         axis = op.weight.ndim - 1 if op.kind == "DEPTHWISE_CONV_2D" else 0
         wanted = np.moveaxis(quantize_weight(np.moveaxis(op.weight, axis, 0))[0], 0, axis)
         there = by_name.get(op.weight_name)
         # The quantizer divides in another order: a tie may round the other way, never further.
         if there is None or np.abs(there.weight.astype(np.int16) - wanted.astype(np.int16)).max() > 1:
             differing.append(layer.name)
-        folded += not np.array_equal(op.weight, tflite.weight_as_stored(module, layer))
     if differing:
         raise ExportError(
             f"{len(differing)} of {len(spec.layers)} layers in the TFLite file are not what the QuantSpec says: "
             f"{', '.join(differing[:5])}"
         )
     notes = (f"litert-torch folded the normalisation before {folded} layers into their weights",) if folded else ()
-    return len(held), notes
+    return len(spec.layers), notes
 
 
 def _verify_fp16(model: Any) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing
 from edgevit.errors import ExportError, MissingExtra
+from edgevit.export.tflite_weights import refuses, store_integers
 from edgevit.quantspec import LayerQuant, QuantSpec
 from edgevit.torchsetup import import_timm, import_torch, silence_exporters
 
@@ -95,6 +96,7 @@ def apply_spec(
     tool = quantizer.Quantizer(bytearray(float_model))
     names = qtyping.TFLOperationName
     ranges: dict[str, Any] | None = None
+    found: dict[str, MatrixOp] = {}
     if spec.scheme == "fp16":
         config = qtyping.OpQuantizationConfig(
             weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
@@ -117,7 +119,7 @@ def apply_spec(
         raise ExportError(f"ai-edge-quantizer failed on {spec.scheme}: {str(e)[:400]}") from e
     if result is None:
         raise ExportError(f"ai-edge-quantizer returned no model for {spec.scheme}")
-    return bytes(result)
+    return store_integers(bytes(result), found, spec)
 
 
 def _configure_integers(tool: Any, names: Any, spec: QuantSpec, found: dict[str, MatrixOp]) -> None:
@@ -129,8 +131,10 @@ def _configure_integers(tool: Any, names: Any, spec: QuantSpec, found: dict[str,
             tool.add_dynamic_config(scope, names[op.kind], layer.weight_bits)
         elif layer.activations == "static":
             tool.add_static_config(scope, names[op.kind], 8, layer.weight_bits)
+        elif not refuses(layer):
+            tool.add_weight_only_config(scope, names[op.kind], layer.weight_bits)
         else:
-            raise ExportError(f"the TFLite exporter has no way to carry out {layer.activations} activations at {layer.name}")
+            raise ExportError(f"the TFLite exporter cannot carry out {layer.name}: {refuses(layer)}")
 
 
 def match_layers(model: bytes, spec: QuantSpec, module: torch.nn.Module) -> dict[str, MatrixOp]:
