@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgevit.cache import digest_of
 from edgevit.compress.distil import DistilConfig
+from edgevit.compress.low_rank import LowRankConfig
 from edgevit.compress.merge_tokens import MergeTokensConfig
+from edgevit.compress.prune import PruneConfig
 from edgevit.compress.quantize import QuantizeConfig
 from edgevit.errors import ConfigError, UnknownName
 from edgevit.yamlsource import load_yaml, validate
@@ -28,6 +30,8 @@ class StepEntry(BaseModel):
 
     merge_tokens: MergeTokensConfig | None = Field(default=None, description="merge tokens that look alike")
     distil: DistilConfig | None = Field(default=None, description="training by the model: of what steps left, or of a student")
+    low_rank: LowRankConfig | None = Field(default=None, description="products of matrices of lower rank")
+    prune: PruneConfig | None = Field(default=None, description="fewer heads, hidden units and blocks, or thinner heads")
     quantize: QuantizeConfig | None = Field(default=None, description="precision; always the last step")
 
     @model_validator(mode="after")

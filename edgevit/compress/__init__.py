@@ -100,6 +100,8 @@ Step = Callable[[Compressed, Any, StepContext], Compressed]
 Restructure = Callable[["torch.nn.Module", Json], "torch.nn.Module"]
 
 KINDS = {
+    "prune": "edgevit.compress.prune",
+    "low_rank": "edgevit.compress.low_rank",
     "merge_tokens": "edgevit.compress.merge_tokens",
     "distil": "edgevit.compress.distil",
     "quantize": "edgevit.compress.quantize",
