@@ -224,7 +224,7 @@ class Measuring:
             r
             for r in self.results
             if r.known is not None
-            and not format_reason(r.cell.format, r.cell.recipe.scheme, board)
+            and not format_reason(r.cell.format, r.cell.recipe, board)
             and not is_measured(found.get(r.known.digest, ()), self.study.threads)
         ]
 
@@ -280,7 +280,7 @@ class Measuring:
             return [(replace(bare, state="failed", reason=text, hint=result.failure.hint), None)]
         reason = cell.not_applicable
         if not reason and target:
-            reason = format_reason(cell.format, cell.recipe.scheme, [self.boards[target]])
+            reason = format_reason(cell.format, cell.recipe, [self.boards[target]])
         if reason or result.known is None:
             return [(replace(bare, reason=reason), None)]
         digest = result.known.digest

@@ -12,7 +12,7 @@ from device_agents import wire
 from edgevit.artifacts import fitting_profiles
 from edgevit.build import BuildRequest, DataSets, build_key, code_digest, lacks_data, open_sets
 from edgevit.cache import Cache, digest_of, tool_versions
-from edgevit.export import PAIRS
+from edgevit.export import cannot_carry_out
 from edgevit.profile import Profile
 from edgevit.recipe import Recipe
 from edgevit.study.file import Study, StudyModel
@@ -73,17 +73,16 @@ def plan_cells(study: Study, profiles: Sequence[Profile]) -> list[Cell]:
                 )
                 name = _bundle_name(request, model)
                 cell = Cell(model, recipe, format_, replace(request, name=name))
-                cells.append(replace(cell, not_applicable=format_reason(format_, recipe.scheme, profiles)))
+                cells.append(replace(cell, not_applicable=format_reason(format_, recipe, profiles)))
     return cells
 
 
-def format_reason(format_: str, scheme: str, profiles: Sequence[Profile]) -> str:
-    """Why no file of ``format_`` carries out ``scheme`` on any of ``profiles``, or nothing."""
-    if scheme not in PAIRS[format_]:
-        return f"the {format_} exporter does not carry out {scheme}"
-    if not fitting_profiles(format_, scheme, profiles):
-        return f"no runtime of {', '.join(p.name for p in profiles)} runs {format_} {scheme}"
-    return ""
+def format_reason(format_: str, recipe: Recipe, profiles: Sequence[Profile]) -> str:
+    """Why no file of ``format_`` can carry out ``recipe`` on any of ``profiles``, or nothing."""
+    reason = cannot_carry_out(format_, recipe.scheme, recipe.quantize.group)
+    if not reason and not fitting_profiles(format_, recipe.scheme, profiles):
+        return f"no runtime of {', '.join(p.name for p in profiles)} runs {format_} {recipe.scheme}"
+    return reason
 
 
 def with_data(cells: Sequence[Cell], sets: Mapping[str, DataSets]) -> list[Cell]:
