@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -123,12 +124,12 @@ def _render_steps(manifest: Manifest, full: bool) -> list[RenderableType]:
     for step in manifest.steps:
         parts.append(Text.assemble((f"step {step.step}", "bold"), f": {step.summary}"))
         if full and step.details:
-            layers = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 2))
+            layers = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
             layers.add_column(overflow="fold", max_width=40)
             layers.add_column(overflow="fold")
             for layer, what in step.details.items():
                 layers.add_row(Text(layer), Text(what))
-            parts.append(layers)
+            parts.append(Padding(layers, (0, 0, 0, 2)))
     return parts
 
 
