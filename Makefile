@@ -36,6 +36,7 @@ bench:
 	$(BIN)/python benchmarks/runner_overhead.py
 	$(BIN)/python benchmarks/upload_vs_scp.py
 	$(BIN)/python benchmarks/cli_start.py
+	$(BIN)/python benchmarks/study_again.py
 
 clean:
 	rm -rf $(VENV) .cache

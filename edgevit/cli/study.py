@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgevit.results.store import Store
     from edgevit.study.file import Study
     from edgevit.study.grid import CellResult
+    from edgevit.study.plan import Cell
     from edgevit.study.rows import Row
 
 
@@ -108,8 +109,7 @@ def run_study(
         profiles = all_profiles(study, boards)
         study = prepare_examples(study, places.data_dir(), progress)
         root = output or cache.root / "studies" / study.digest[:16]
-        results = build_grid(study, profiles, root, key, jobs or default_jobs(), cache, progress)
-        say_not_applicable(results)
+        results = build_grid(study, profiles, root, key, jobs or default_jobs(), cache, progress, say_not_applicable)
         measuring = Measuring(study, results, boards, root, key, store, progress, again)
         code = measuring.run()
         rows = measuring.rows()
@@ -144,10 +144,11 @@ def all_profiles(study: Study, boards: dict[str, Profile]) -> list[Profile]:
     return list(found.values())
 
 
-def say_not_applicable(results: Sequence[CellResult]) -> None:
-    for result in results:
-        if result.cell.not_applicable:
-            say(f"n/a: {result.cell.name}: {result.cell.not_applicable}")
+def say_not_applicable(cells: Sequence[Cell]) -> None:
+    """Every cell that cannot apply, with its reason, before work starts."""
+    for cell in cells:
+        if cell.not_applicable:
+            say(f"n/a: {cell.name}: {cell.not_applicable}")
 
 
 class Measuring:

@@ -3,7 +3,7 @@ processes of its own, and a cell that fails keeps its error while the others go 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,9 +70,18 @@ def prepare_examples(study: Study, folder: Path, progress: Progress) -> Study:
 
 
 def build_grid(
-    study: Study, profiles: Sequence[Profile], root: Path, key: Path, jobs: int, cache: Cache, progress: Progress
+    study: Study,
+    profiles: Sequence[Profile],
+    root: Path,
+    key: Path,
+    jobs: int,
+    cache: Cache,
+    progress: Progress,
+    on_planned: Callable[[Sequence[Cell]], None] = lambda cells: None,
 ) -> list[CellResult]:
     """Every cell of ``study`` for ``profiles``, in its order; bundles lie below ``root``, signed with the private key ``key``.
+
+    ``on_planned`` hears of all cells once it is known which can apply, before any is built.
 
     Raises :class:`DataError` for images that are not there; what goes wrong with one model or one cell is its own result.
     """
@@ -80,6 +89,7 @@ def build_grid(
     cells = with_data(plan_cells(study, profiles), sets)
     models, unloadable = _look_at_models(study, cells, jobs, cache, progress)
     cells = with_models(cells, models)
+    on_planned(cells)
     results: dict[str, CellResult] = {}
     waiting: list[Cell] = []
     for cell in cells:
