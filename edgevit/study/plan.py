@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from device_agents import wire
 from edgevit.artifacts import fitting_profiles
-from edgevit.build import BuildRequest, DataSets, build_key, code_digest, lacks_data, open_sets
+from edgevit.build import BuildRequest, DataSets, build_key, bundle_name, code_digest, lacks_data, open_sets
 from edgevit.cache import Cache, digest_of, tool_versions
 from edgevit.export import cannot_carry_out
 from edgevit.profile import Profile
@@ -165,18 +163,10 @@ def startable(waiting: Sequence[Cell], running: Collection[Cell], done: Collecti
 
 def _bundle_name(request: BuildRequest, model: StudyModel) -> str:
     """A name of this cell alone: bundles of one name share one line of versions."""
-    from edgevit.build import bundle_name
-
     asked: list[Any] = [vars(model), request.recipe.digest, request.batch, [p.name for p in request.profiles]]
-    short = digest_of(json.loads(json.dumps(asked, default=str)))[:8]
+    short = digest_of(asked)[:8]
     return bundle_name(model.title, f"{request.recipe.name}-{request.formats[0]}-{short}")
 
 
 def _safe(text: str) -> str:
-    from edgevit.build import bundle_name
-
     return bundle_name(text, "").rstrip(".") or "model"
-
-
-def folder_of(cell: Cell, root: Path) -> Path:
-    return root / cell.folder

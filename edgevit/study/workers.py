@@ -78,6 +78,7 @@ def run_tasks(next_task: Callable[[], Task | None], jobs: int, progress: Progres
     workers: list[_Worker] = []
     try:
         while True:
+            workers[:] = [w for w in workers if w.task is not None or w.process.is_alive()]
             idle = [w for w in workers if w.task is None]
             while len(workers) - len(idle) < jobs:
                 task = next_task()
