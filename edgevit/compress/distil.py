@@ -267,6 +267,11 @@ def _lesson(
     labels = torch.tensor(data.labels) if config.label_weight and data.labels is not None else None
     pairs = _pairs(student, state, plan.get("kept")) if config.features else ()
     weights = class_weights(_first_choices(state, data, context)) if config.balance else None
+    if not (pairs or config.logits or config.label_weight):
+        raise BuildError(
+            f"distil: no block of {type(student).__name__} gives what its teacher's blocks give, and nothing else is compared",
+            hint="logits above 0",
+        )
     taught = config.logits or config.features
     return Lesson(student, state.original if taught else None, pixels, labels, state.preprocessing, pairs, weights)
 

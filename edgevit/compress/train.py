@@ -285,15 +285,15 @@ def _loss(run: _Run, batch: Batch, place: tuple[int, int]) -> torch.Tensor:
     settings, lesson = run.settings, run.lesson
     outputs = run.module(batch.images)
     # A distilled DeiT in training gives two: its class token learns from labels, its distillation token from the teacher.
-    own, token = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+    own, token = outputs if isinstance(outputs, tuple) else (outputs, None)
     terms = []
-    if run.teacher is not None and (settings.logits or settings.features):
+    if run.teacher is not None:
         target = _teacher_says(run, batch, place, own.shape[1])
-        learners = (token,) if own is not token and settings.labels else (own, token) if own is not token else (own,)
-        for learner in learners:
+        learners = [own] if token is None else [token] if settings.labels else [own, token]
+        for learner in learners if settings.logits else []:
             if settings.hard:
                 terms.append(settings.logits * torch.nn.functional.cross_entropy(learner.float(), target.argmax(1)))
-            elif settings.logits:
+            else:
                 terms.append(settings.logits * soft_loss(learner, target, settings.temperature))
         if run.taps is not None:
             prefix = int(getattr(lesson.student, "num_prefix_tokens", 0))

@@ -292,6 +292,12 @@ def test_a_student_for_other_images_is_refused(tmp_path: Path) -> None:
         apply_step(damaged(), DistilConfig(steps=1, student=student), context(tmp_path))
 
 
+def test_blocks_that_cannot_be_compared_teach_nothing(tmp_path: Path) -> None:
+    student = {"model": "vit_tiny_patch16_224", "args": {"img_size": 32, "depth": 1}}
+    with pytest.raises(BuildError, match="no block of VisionTransformer gives what"):
+        apply_step(damaged(), DistilConfig(steps=1, logits=0, student=student), context(tmp_path))
+
+
 def test_a_depth_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"depth 2, expected 1 … 1"):
         apply_step(damaged(), DistilConfig(steps=1, student={"depth": 2}), context(tmp_path))
