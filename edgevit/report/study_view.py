@@ -46,7 +46,10 @@ NARROW: tuple[tuple[str, Cell], ...] = (
     ("×\nfp32", lambda r: _number(r.speedup, 2)),
     ("peak\nMB", lambda r: _number(r.peak_mb, 0 if (r.peak_mb or 0) >= 100 else 1)),
     ("top-1\n%", lambda r: _percent(r.top1)),
-    ("to fp32\npoints", lambda r: _points(r.difference, r.difference_error)),
+    (
+        "to fp32\npoints",
+        lambda r: EMPTY if r.recipe == "fp32" and not r.difference else _points(r.difference, r.difference_error),
+    ),
     ("agrees\n%", lambda r: _percent(r.agreement, 1)),
 )
 
@@ -131,7 +134,7 @@ def legend(rows: Iterable[Row]) -> list[str]:
     rows = list(rows)
     said = []
     if any(r.front for r in rows):
-        said.append(f"{FRONT} no other row of its model and target is better at top-1, p50 and file size at once")
+        said.append(f"{FRONT} no other row of its model and target is as good at top-1, p50 and file size and better at one")
     if any(r.speedup is not None for r in rows):
         said.append("× fp32: p50 of fp32 in the same run ÷ p50")
     if any(r.difference is not None for r in rows):
