@@ -59,17 +59,13 @@ class ArtifactMaker:
     def reference(self) -> NDArray[np.float32]:
         return reference_outputs(self.float_module, self.parity_pixels, self.state.preprocessing)
 
-    @cached_property
-    def _module_digest(self) -> str:
-        return module_digest(self.state.module)
-
     def make(self, format_: str, profiles: Sequence[Profile]) -> MadeArtifact | str:
         """The artifact, or why there is none for these profiles. Raises :class:`BuildError` kin where it fails."""
         scheme = self.state.spec.scheme
         name = f"{format_}-{scheme}"
         if scheme not in PAIRS[format_]:
             return f"{name}: the {format_} exporter does not carry out {scheme}"
-        reason = refused_layers(format_, self.state.spec)
+        reason = refused_layers(format_, self.state.carried(format_)[1])
         if reason:
             return f"{name}: {reason}"
         fits = fitting_profiles(format_, scheme, profiles)
@@ -113,12 +109,12 @@ class ArtifactMaker:
         return MadeArtifact(artifact, model, golden)
 
     def _export(self, format_: str, fits: Sequence[Profile]) -> tuple[bytes, ReadBack]:
-        module, spec = self.state.module, self.state.spec
+        module, spec = self.state.carried(format_)
         if format_ == "onnx":
             from edgevit.export import onnx
             from edgevit.export.readback import read_onnx
 
-            float_model = self._float_model("onnx", onnx)
+            float_model = self._float_model("onnx", onnx, module)
             model = onnx.apply_spec(float_model, spec, module, self.calibration.pixels, self.state.preprocessing)
             ceiling = onnx_ceiling(tuple(fits))
             allowed = (onnx.IR_VERSION, onnx.OPSET) if ceiling is None else (ceiling.ir_version, ceiling.opset)
@@ -126,20 +122,20 @@ class ArtifactMaker:
         from edgevit.export import tflite
         from edgevit.export.readback_tflite import read_tflite
 
-        float_model = self._float_model("tflite", tflite)
+        float_model = self._float_model("tflite", tflite, module)
         model = tflite.apply_spec(
             float_model, spec, module, self.calibration.pixels, self.state.preprocessing, self.on_progress
         )
         return model, read_tflite(model, float_model, spec, module)
 
-    def _float_model(self, format_: str, exporter: Any) -> bytes:
+    def _float_model(self, format_: str, exporter: Any, module: torch.nn.Module) -> bytes:
         """The float32 file every scheme of a model starts from; the slow half of an export, so it is kept."""
         shape = [self.state.preprocessing.height, self.state.preprocessing.width, self.batch]
-        key = digest_of("float", format_, self._module_digest, shape, tool_versions(), _source_digest(exporter))
+        key = digest_of("float", format_, module_digest(module), shape, tool_versions(), _source_digest(exporter))
         known = self.cache.get(key)
         if known is not None:
             return known.files["model"].read_bytes()
-        data: bytes = exporter.export_float(self.state.module, self.state.preprocessing, self.batch)
+        data: bytes = exporter.export_float(module, self.state.preprocessing, self.batch)
         self.cache.put(key, {"model": data}, {})
         return data
 

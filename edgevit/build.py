@@ -78,15 +78,15 @@ def make_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: P
     """:func:`build_bundle`, saying how it went. ``identity``: the model's digest where it was loaded already."""
     _check_request(request)
     cache = Cache()
+    sets = open_sets(request, cache)
+    lacking = lacks_data(request.recipe, sets)
+    if lacking:
+        raise DataError(f"{request.recipe.name} {lacking[0]}", hint=lacking[1])
     identity = identity or request.source.fast_digest(cache)
     model = None
     if identity is None:
         model = _load(request, on_progress)
         identity = model.info.digest
-    sets = open_sets(request, cache)
-    lacking = lacks_data(request.recipe, sets)
-    if lacking:
-        raise DataError(f"{request.recipe.name} {lacking[0]}", hint=lacking[1])
     key = build_key(request, identity, sets)
     entry = cache.get(key)
     reused = entry is not None
@@ -258,7 +258,7 @@ def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on
     state = run_steps(state, model.info.digest, request.recipe.steps[:-1], images.steps, cache, on_progress)
     state = apply_rewrites(state, calibration)
     scratch = cache.root / "unfinished" / key
-    context = StepContext(calibration, images.steps.training, images.steps.multiple, scratch, on_progress)
+    context = StepContext(calibration, images.steps.training, images.steps.multiple, scratch, on_progress, request.formats)
     float_module = state.module
     state = apply_step(state, request.recipe.quantize, context)
     maker = ArtifactMaker(state, float_module, images.parity, images.golden, calibration, request.batch, cache, on_progress)

@@ -8,7 +8,7 @@ the module that is exported, and decides a :class:`~edgevit.quantspec.QuantSpec`
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,8 @@ class StepContext:
     multiple: int
     scratch: Path
     on_progress: Progress
+    formats: tuple[str, ...] = ("onnx", "tflite")
+    """What the module will be written as: the quantize step may prepare it for each by itself."""
 
     def real_images(self, step: str) -> NDArray[np.uint8]:
         """Calibration pixels (N, height, width, 3), or :class:`DataError` where a person gave none."""
@@ -87,6 +89,12 @@ class Compressed:
     spec: QuantSpec = field(default_factory=lambda: QuantSpec("fp32"))
     structure: tuple[Structure, ...] = ()
     reports: tuple[StepReport, ...] = ()
+    per_format: Mapping[str, tuple[torch.nn.Module, QuantSpec]] = field(default_factory=dict)
+    """Format → module and QuantSpec, where the quantize step made them other than ``module`` and ``spec``."""
+
+    def carried(self, format_: str) -> tuple[torch.nn.Module, QuantSpec]:
+        """The module and the QuantSpec that the exporter of ``format_`` carries out."""
+        return self.per_format.get(format_, (self.module, self.spec))
 
     def reported(self, report: StepReport) -> Compressed:
         return replace(self, reports=(*self.reports, report))

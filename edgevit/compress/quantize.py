@@ -6,15 +6,14 @@ activations stay float: the fused integer softmax of ONNX Runtime is wrong near 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from device_agents.wire import StepReport
 from edgevit.compress import Compressed, StepContext, step
 from edgevit.compress.config import StepConfig
-from edgevit.errors import BuildError
-from edgevit.quantspec import Kind, LayerQuant, QuantSpec
+from edgevit.quantspec import Kind, QuantSpec
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +50,19 @@ class QuantizeConfig(StepConfig):
     """``quantize:`` of a recipe."""
 
     scheme: Precision = Field(description="what weights and activations become")
-    ranges: Literal["minmax", "mean", "error"] = Field(
-        default="error", description="int8-static: how activation ranges are chosen from the calibration images"
+    ranges: Literal["minmax", "error"] = Field(
+        default="error",
+        description="int8-static: activation ranges are what was seen, or that shrunk to the least error behind the layer",
+    )
+    first: Literal["float", "int8"] = Field(
+        default="float", description="int8-static: what becomes of the convolution that reads the image"
+    )
+    rounding: Literal["hessian", "nearest"] = Field(
+        default="hessian",
+        description="int8: weights of linear layers rounded against their inputs where there are images (GPTQ), or to nearest",
+    )
+    smooth: bool = Field(
+        default=True, description="int8: move outliers of activations into weights, exactly, where there are images"
     )
     group: Literal[16, 32, 64, 128] | None = Field(
         default=32, description="int4 weights: how many inputs share one scale and zero point; null: all of an output channel's"
@@ -98,21 +108,9 @@ def quantize(state: Compressed, config: QuantizeConfig, context: StepContext) ->
 
         chosen = {"int8-weights": int8_weights, "int4-weights": int4_weights, "mixed": mixed}
         return chosen[config.scheme](state, config, context)
-    found = quantizable_layers(state.module, convolutions=config.scheme == "int8-static")
-    if not found:
-        raise BuildError(
-            f"{config.scheme} applies to no layer: the module has no linear{_or_conv(config)} layer",
-            hint="build it with --recipe fp32",
-        )
-    if config.scheme == "int8-dynamic":
-        layers = tuple(LayerQuant(n, kind, dw, 8, "dynamic") for n, kind, dw in found)
-        spec = QuantSpec("int8-dynamic", layers)
-        details = {one.name: "weights int8 per channel, activations int8 at run time" for one in layers}
-        report = StepReport(
-            "quantize", len(layers), f"int8-dynamic: {len(layers)} linear layers, convolutions stay float", details
-        )
-        return replace(state, spec=spec).reported(report)
-    return _static(state, config, context, found)
+    from edgevit.compress.int8 import int8
+
+    return int8(state, config, context)
 
 
 def quantizable_layers(module: torch.nn.Module, convolutions: bool) -> list[tuple[str, Kind, bool]]:
@@ -126,29 +124,3 @@ def quantizable_layers(module: torch.nn.Module, convolutions: bool) -> list[tupl
         elif convolutions and isinstance(layer, torch.nn.Conv2d):
             found.append((name, "conv", layer.groups > 1))
     return found
-
-
-def _static(state: Compressed, config: QuantizeConfig, context: StepContext, found: list[tuple[str, Kind, bool]]) -> Compressed:
-    from dataclasses import replace
-
-    from edgevit.compress.calibrate import observe_ranges
-
-    pixels = context.real_images("int8-static")[: config.images]
-    ranges = observe_ranges(
-        state.module, state.preprocessing, pixels, [n for n, _, _ in found], config.ranges, context.on_progress
-    )
-    unused = [n for n, _, _ in found if n not in ranges]
-    layers = tuple(
-        LayerQuant(n, kind, dw, 8, "static", ranges[n].input, ranges[n].output) for n, kind, dw in found if n in ranges
-    )
-    if not layers:
-        raise BuildError("int8-static applies to no layer: none of them ran on the calibration images")
-    spec = QuantSpec("int8-static", layers, calibration_images=len(pixels), ranges=config.ranges)
-    details: dict[str, Any] = {n: ranges[n].describe() for n, _, _ in found if n in ranges}
-    details.update(dict.fromkeys(unused, "never ran: stays float"))
-    summary = f"int8-static: {len(layers)} linear{_or_conv(config)} layers, {config.ranges} ranges over {len(pixels)} images"
-    return replace(state, spec=spec).reported(StepReport("quantize", len(layers), summary, details))
-
-
-def _or_conv(config: QuantizeConfig) -> str:
-    return " and convolution" if config.scheme == "int8-static" else ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from device_agents.wire import Preprocessing
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export.onnx_blocks import BLOCK_DOMAIN, uses_blocks, weight_only_nodes
-from edgevit.quantspec import LayerQuant, QuantSpec, activation_grid, quantize_weight
+from edgevit.quantspec import LayerQuant, QuantSpec, activation_grid, layer_integers
 from edgevit.torchsetup import import_torch, silence_exporters
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class _IntegerWriter:
             self.replaced[node.name] = self._static_conv(layer, node)
             return
         weight, bias = self._matrix(node)
-        quantized, scale = quantize_weight(weight)
+        quantized, scale = int8_weight(layer, weight)
         make = self._dynamic_linear if layer.activations == "dynamic" else self._static_linear
         # Stored (in, out) as MatMul wants it; scales stay per output channel, the last axis.
         out = node.output[0] if bias is None else f"{layer.name}.product"
@@ -292,7 +292,7 @@ class _IntegerWriter:
         import numpy as np
 
         n = layer.name
-        quantized, scale = quantize_weight(self.weight_of(node))
+        quantized, scale = int8_weight(layer, self.weight_of(node))
         nodes, x_dq, x_scale = self._q_dq(f"{n}.input", node.input[0], _range_of(layer, layer.input_range))
         inputs = [x_dq, self._dequantized_constant(f"{n}.weight", quantized, scale, axis=0, nodes=nodes)]
         if len(node.input) > 2 and node.input[2]:
@@ -340,6 +340,14 @@ class _IntegerWriter:
 
     def _node(self, op: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any) -> Any:
         return self.onnx.helper.make_node(op, inputs, outputs, name=name, **attributes)
+
+
+def int8_weight(layer: LayerQuant, weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A layer's integers in the shape of ``weight`` (out, …) and the scale of each output channel."""
+    import numpy as np
+
+    found = layer_integers(layer, weight)
+    return found.integers.astype(np.int8).reshape(weight.shape), found.scales.reshape(-1)
 
 
 def _range_of(layer: LayerQuant, bounds: tuple[float, float] | None) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from device_agents.wire import TensorSpec
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export import ReadBack
 from edgevit.export.onnx_blocks import BLOCK_DOMAIN, difference, in_blocks, uses_blocks
-from edgevit.quantspec import QuantSpec, quantize_weight
+from edgevit.quantspec import QuantSpec
 
 _FLOAT, _UINT8, _INT8, _INT32, _FLOAT16, _DOUBLE = 1, 2, 3, 6, 10, 11
 _DTYPES = {_FLOAT: "float32", _UINT8: "uint8", _INT8: "int8", _FLOAT16: "float16"}
@@ -96,7 +96,7 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, opera
     import numpy as np
     from onnx import numpy_helper
 
-    from edgevit.export.onnx import float_weights
+    from edgevit.export.onnx import float_weights, int8_weight
 
     asked = float_weights(float_model, spec)
     held = {i.name: i for i in graph.initializer}
@@ -108,7 +108,7 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, opera
                 differing.append(f"{layer.name} ({found})")
             continue
         name = f"{layer.name}.weight_int8" if layer.activations == "dynamic" else f"{layer.name}.weight_int"
-        wanted, scale = quantize_weight(asked[layer.name])
+        wanted, scale = int8_weight(layer, asked[layer.name])
         if layer.kind == "linear":
             wanted = wanted.T
         scales = held.get(f"{layer.name}.weight_scale")

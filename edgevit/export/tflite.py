@@ -1,8 +1,8 @@
 """TFLite files: litert-torch's float32 conversion, and a QuantSpec carried out by ai-edge-quantizer on named operators only.
 
 Operators are matched with the module's layers by the paths the converter keeps, so that a scheme reaches exactly the layers the
-QuantSpec names and a layer the converter lost is an error. The converter folds LayerNorm's affine part into the next layer, so
-activation ranges are observed again on the file's own tensors, chosen by the QuantSpec's method.
+QuantSpec names and a layer the converter lost is an error. Where the converter changed a layer (folded a normalisation into it,
+or an activation function) its activation ranges are observed again on the file's own tensors, by the QuantSpec's method.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ MATRIX_OPS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 
 @dataclass(frozen=True)
 class MatrixOp:
-    """One operator with a constant weight: its kind, the quantizer's name for it, and the names of its tensors."""
+    """One operator with a constant weight: its kind, the quantizer's name for it, and the names of its tensors. ``fused``: an
+    activation function is part of it, so that its output is not the layer's."""
 
     kind: str
     scope: str
@@ -48,6 +49,7 @@ class MatrixOp:
     weight_name: str
     weight: Any
     weight_type: int
+    fused: bool
 
 
 def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: int) -> bytes:
@@ -109,9 +111,9 @@ def apply_spec(
         found = match_layers(float_model, spec, module)
         _configure_integers(tool, names, spec, found)
         if any(layer.activations == "static" for layer in spec.layers):
-            from edgevit.export.tflite_calibrate import observe_file
+            from edgevit.export.tflite_calibrate import ranges_of_tensors
 
-            ranges = observe_file(float_model, list(found.values()), spec, pixels, preprocessing, on_progress)
+            ranges = ranges_of_tensors(float_model, found, spec, module, pixels, preprocessing, on_progress)
     try:
         with _quietly():
             result = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model
@@ -119,7 +121,7 @@ def apply_spec(
         raise ExportError(f"ai-edge-quantizer failed on {spec.scheme}: {str(e)[:400]}") from e
     if result is None:
         raise ExportError(f"ai-edge-quantizer returned no model for {spec.scheme}")
-    return store_integers(bytes(result), found, spec)
+    return store_integers(bytes(result), float_model, found, spec)
 
 
 def _configure_integers(tool: Any, names: Any, spec: QuantSpec, found: dict[str, MatrixOp]) -> None:
@@ -231,7 +233,8 @@ def matrix_ops(data: bytes) -> list[MatrixOp]:
             scope = tfl_flatbuffer_utils.get_op_scope(op, graph.tensors)
             names = (x.name.decode(), out.name.decode())
             places = (int(op.inputs[0]), int(op.outputs[0]))
-            found.append(MatrixOp(kind, scope, *names, *places, weight.name.decode(), value, int(weight.type)))
+            fused = bool(getattr(op.builtinOptions, "fusedActivationFunction", 0))
+            found.append(MatrixOp(kind, scope, *names, *places, weight.name.decode(), value, int(weight.type), fused))
     return found
 
 

@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing, TensorSpec
 from edgevit.compress.calibrate import Watch, choose_ranges, rows_to_keep
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export.runtime import THREADS, prepare_input
-from edgevit.export.tflite import MatrixOp
+from edgevit.export.tflite import MatrixOp, weight_as_stored
 from edgevit.progress import Progress
 from edgevit.quantspec import QuantSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
 
-def observe_file(
+def ranges_of_tensors(
+    model: bytes,
+    found: Mapping[str, MatrixOp],
+    spec: QuantSpec,
+    module: torch.nn.Module,
+    pixels: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    on_progress: Progress,
+) -> dict[str, Any]:
+    """Tensor name → {"min", "max"} of the inputs and outputs of the static layers in ``found``: the QuantSpec's own, or observed
+    on the file over ``pixels`` (N, height, width, 3) where the converter changed the layer. Tensors that several operators
+    share take the widest of their ranges, which clips nothing."""
+    import numpy as np
+
+    static = [one for one in spec.layers if one.activations == "static"]
+    changed = [
+        found[one.name]
+        for one in static
+        if found[one.name].fused
+        or one.input_range is None
+        or not np.array_equal(found[one.name].weight, weight_as_stored(module, one))
+    ]
+    observed = _observe(model, changed, spec, pixels, preprocessing, on_progress) if changed else {}
+    ranges: dict[str, Any] = {}
+    for one in static:
+        op = found[one.name]
+        pair = observed.get(op.scope, (one.input_range, one.output_range))
+        for tensor, bounds in zip((op.input, op.output), pair, strict=True):
+            if bounds is None:
+                raise ExportError(f"the QuantSpec gives no activation range for the static layer {one.name}")
+            low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+            if tensor in ranges:
+                low, high = min(low, float(ranges[tensor]["min"].min())), max(high, float(ranges[tensor]["max"].max()))
+            ranges[tensor] = {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
+    return ranges
+
+
+def _observe(
     model: bytes,
     ops: Sequence[MatrixOp],
     spec: QuantSpec,
     pixels: NDArray[np.uint8],
     preprocessing: Preprocessing,
     on_progress: Progress,
-) -> dict[str, Any]:
-    """Tensor name → {"min", "max"} for inputs and outputs of ``ops``, by the QuantSpec's method over its number of images."""
-    import numpy as np
+) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
+    """Scope of an operator → ranges of its input and output, by the QuantSpec's method over its number of images."""
     import torch
 
     try:
@@ -58,12 +95,9 @@ def observe_file(
             watches[op.scope].look(op.weight_name, x, y, batch, keep, generator)
         on_progress.advance("calibrate-file", start + batch)
     on_progress.finish("calibrate-file", f"{len(ops)} operators calibrated on {len(images)} images")
-    ranges: dict[str, Any] = {}
+    chosen = {}
     for op in ops:
         weight = torch.from_numpy(op.weight.copy()) if op.kind == "FULLY_CONNECTED" else None
-        chosen = choose_ranges(watches[op.scope], weight, spec.ranges)
-        for tensor, (low, high) in ((op.input, chosen.input), (op.output, chosen.output)):
-            if tensor in ranges:  # Two operators that share a tensor share its range: the wider one clips nothing.
-                low, high = min(low, float(ranges[tensor]["min"].min())), max(high, float(ranges[tensor]["max"].max()))
-            ranges[tensor] = {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
-    return ranges
+        here = choose_ranges(watches[op.scope], weight, spec.ranges)
+        chosen[op.scope] = (here.input, here.output)
+    return chosen

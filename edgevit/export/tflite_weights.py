@@ -18,21 +18,28 @@ if TYPE_CHECKING:
 
     from edgevit.export.tflite import MatrixOp
 
-INT8, INT4 = 9, 17
+INT32, INT8, INT4 = 2, 9, 17
 _BITS = {INT8: 8, INT4: 4}
+_QUANTIZED = "_quantized"
+"""What ai-edge-quantizer appends to the name of a tensor that it splits into a float and an integer one."""
+
 OFF_GRID = 1e-3
 """Of a step of the grid: a weight further from it than this was changed after it was rounded."""
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A layer's weight as a file stores it. ``tensor`` is the flatbuffer's own object."""
+    """A layer's weight as a file stores it. ``tensor`` and ``bias`` (None where there is none) are the flatbuffer's own;
+    ``input_scale`` is 0 where activations are float."""
 
     tensor: Any
     bits: int
     integers: NDArray[np.int32]
     scales: NDArray[np.float32]
     dequantized: bool
+    input_scale: float
+    input_type: int
+    bias: Any
 
 
 def refuses(layer: LayerQuant) -> str:
@@ -48,28 +55,70 @@ def refuses(layer: LayerQuant) -> str:
     return "" if layer.weight_bits in _BITS.values() else f"LiteRT has no kernel for int{layer.weight_bits} weights"
 
 
-def store_integers(model: bytes, found: dict[str, MatrixOp], spec: QuantSpec) -> bytes:
-    """The file with the integers and scales of every weight-only layer of ``spec`` put in place of the quantizer's own."""
+def store_integers(model: bytes, float_model: bytes, found: dict[str, MatrixOp], spec: QuantSpec) -> bytes:
+    """The file with the integers and scales of every layer of ``spec`` put in place of the quantizer's own, and the biases of
+    static layers on the grid that goes with them. Weights come as they are in ``float_model``."""
     import numpy as np
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     from edgevit.export.tflite import read_flatbuffer
 
-    layers = [one for one in spec.layers if one.activations == "float"]
-    if not layers:
+    if not spec.layers:
         return model
     parsed = read_flatbuffer(model)
-    for layer in layers:
+    biases = float_biases(float_model)
+    for layer in spec.layers:
         op = found[layer.name]
         stored = stored_weight(parsed, op)
         wanted = integers_in_file(layer, op)
         if stored is None or stored.bits != layer.weight_bits:
             raise ExportError(f"ai-edge-quantizer left {layer.name} without int{layer.weight_bits} weights")
         values = np.moveaxis(wanted.integers.reshape(_channels_first(op).shape), 0, _axis(op))
-        parsed.buffers[stored.tensor.buffer].data = _pack(values.reshape(-1), layer.weight_bits)
+        _replace(parsed, stored.tensor, _pack(values.reshape(-1), layer.weight_bits))
         stored.tensor.quantization.scale = wanted.scales.reshape(-1).astype(np.float32)
+        if layer.activations == "static" and stored.bias is not None:
+            grid, scales = bias_grid(biases[op.output], stored.input_scale, wanted.scales)
+            _replace(parsed, stored.bias, grid.view(np.uint8))
+            stored.bias.quantization.scale = scales
     data = tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(parsed)
     return bytes(data)
+
+
+def bias_grid(
+    bias: NDArray[np.float32], input_scale: float, weight_scales: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """A bias (out,) as int32 and its scales, each that of the input × that of the weight, as the integer sums have them."""
+    import numpy as np
+
+    scales = (np.float64(input_scale) * weight_scales.reshape(-1).astype(np.float64)).astype(np.float32)
+    grid = np.clip(np.rint(bias.astype(np.float64) / scales), -(2**31), 2**31 - 1)
+    return grid.astype(np.int32), scales
+
+
+def float_biases(float_model: bytes) -> dict[str, NDArray[np.float32]]:
+    """Name of a matrix operator's output → its bias, of those that have one."""
+    from edgevit.export.tflite import MATRIX_OPS, constant_of, op_names, read_flatbuffer
+
+    parsed = read_flatbuffer(float_model)
+    tensors = parsed.subgraphs[0].tensors
+    found = {}
+    for one, kind in zip(parsed.subgraphs[0].operators, op_names(parsed), strict=True):
+        if kind in MATRIX_OPS and len(one.inputs) > 2 and int(one.inputs[2]) >= 0:
+            value = constant_of(parsed, tensors[int(one.inputs[2])])
+            if value is not None:
+                found[tensors[int(one.outputs[0])].name.decode()] = value
+    return found
+
+
+def _replace(parsed: Any, tensor: Any, data: NDArray[np.uint8]) -> None:
+    """Give ``tensor`` the constant ``data``; a buffer that others share stays theirs."""
+    import copy
+
+    shared = sum(t.buffer == tensor.buffer for t in parsed.subgraphs[0].tensors) > 1
+    if shared:
+        parsed.buffers.append(copy.copy(parsed.buffers[tensor.buffer]))
+        tensor.buffer = len(parsed.buffers) - 1
+    parsed.buffers[tensor.buffer].data = data
 
 
 def integers_in_file(layer: LayerQuant, op: MatrixOp) -> WeightIntegers:
@@ -103,7 +152,8 @@ def stored_weight(parsed: Any, op: MatrixOp) -> StoredWeight | None:
     names = op_names(parsed)
     made = {int(o): (one, kind) for one, kind in zip(graph.operators, names, strict=True) for o in one.outputs}
     for one, kind in zip(graph.operators, names, strict=True):
-        if kind not in MATRIX_OPS or graph.tensors[int(one.outputs[0])].name.decode() != op.output:
+        out = graph.tensors[int(one.outputs[0])].name.decode()
+        if kind not in MATRIX_OPS or out.removesuffix(_QUANTIZED) != op.output:
             continue
         index = int(one.inputs[1])
         before, before_kind = made.get(index, (None, ""))
@@ -117,22 +167,45 @@ def stored_weight(parsed: Any, op: MatrixOp) -> StoredWeight | None:
         if np.any(np.asarray(tensor.quantization.zeroPoint)):
             raise ExportError(f"{op.weight_name} has zero points in the TFLite file, expected none")
         scales = np.asarray(tensor.quantization.scale, np.float32)
-        return StoredWeight(tensor, bits, first.reshape(len(first), -1), scales, before_kind == "DEQUANTIZE")
+        x = graph.tensors[int(one.inputs[0])]
+        known = x.quantization is not None and x.quantization.scale is not None
+        input_scale = float(x.quantization.scale[0]) if known and int(x.type) == INT8 else 0.0
+        bias = graph.tensors[int(one.inputs[2])] if len(one.inputs) > 2 and int(one.inputs[2]) >= 0 else None
+        dequantized = before_kind == "DEQUANTIZE"
+        return StoredWeight(tensor, bits, first.reshape(len(first), -1), scales, dequantized, input_scale, int(x.type), bias)
     return None
 
 
-def difference(parsed: Any, layer: LayerQuant, op: MatrixOp) -> str:
-    """What a weight-only layer of a written file has other than the QuantSpec says, or nothing."""
+def difference(parsed: Any, layer: LayerQuant, op: MatrixOp, bias: NDArray[np.float32] | None = None) -> str:
+    """What a layer of a written file has other than the QuantSpec says, or nothing. ``bias`` is the float file's."""
     import numpy as np
 
     stored, wanted = stored_weight(parsed, op), integers_in_file(layer, op)
     if stored is None or stored.bits != layer.weight_bits:
         return f"not int{layer.weight_bits}"
-    if not stored.dequantized:
-        return "its activations are integers too"
+    if stored.dequantized != (layer.activations == "float"):
+        return "its activations are integers too" if layer.activations == "float" else "computed in float"
+    if (stored.input_type == INT8) != (layer.activations == "static"):
+        return "static activations" if stored.input_type == INT8 else "float activations"
     if not np.array_equal(stored.integers, wanted.integers):
         return "other integers"
-    return "" if np.array_equal(stored.scales, wanted.scales.reshape(-1)) else "other scales"
+    if not np.array_equal(stored.scales, wanted.scales.reshape(-1)):
+        return "other scales"
+    if layer.activations == "static" and bias is not None:
+        return _bias_difference(parsed, stored, wanted, bias)
+    return ""
+
+
+def _bias_difference(parsed: Any, stored: StoredWeight, wanted: WeightIntegers, bias: NDArray[np.float32]) -> str:
+    import numpy as np
+
+    if stored.bias is None or int(stored.bias.type) != INT32:
+        return "its bias is not int32"
+    grid, scales = bias_grid(bias, stored.input_scale, wanted.scales)
+    held = np.ascontiguousarray(np.asarray(parsed.buffers[stored.bias.buffer].data, np.uint8)).view(np.int32)
+    if not np.array_equal(np.asarray(stored.bias.quantization.scale, np.float32), scales):
+        return "other bias scales"
+    return "" if np.array_equal(held, grid) else "other bias integers"
 
 
 def _axis(op: MatrixOp) -> int:

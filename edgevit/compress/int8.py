@@ -1,0 +1,253 @@
+"""``int8-static`` and ``int8-dynamic``: the module made ready exactly, ranges chosen, weights rounded, each layer reported.
+
+First what the exporters would fold by themselves is folded (normalisations into linear layers and convolutions), so that the
+weights rounded here are those that run. With images, outliers move from activations into weights where that is exact, and the
+weights of linear layers are rounded against their inputs. Softmax, normalisation, GELU and the products of two activations stay
+float: the fused integer softmax of ONNX Runtime is wrong near uniform attention, and neither pays off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from device_agents.wire import StepReport
+from edgevit.compress import Compressed, StepContext
+from edgevit.compress.calibrate import LayerRange, Watch, choose_ranges, normalise, observe
+from edgevit.compress.equalise import equalise, fold_batch_norms, trace_readers
+from edgevit.compress.fold import fold_norms
+from edgevit.compress.rounding import Grid, output_error, round_weight
+from edgevit.compress.smooth import balance_attention, smooth_norms
+from edgevit.errors import BuildError
+from edgevit.quantspec import LayerQuant, QuantSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from edgevit.compress.quantize import QuantizeConfig
+
+GRID = Grid(8)
+SWEEPS = 1
+"""Of coordinate descent after GPTQ; a second gains nothing measurable at 8 bits."""
+
+FOLDS_NORMS = ("tflite",)
+"""Formats whose converter folds LayerNorm's scale into the next layer, which undoes smoothing through it."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A module equal to the one that came, and what was done to which of its layers."""
+
+    module: torch.nn.Module
+    notes: Mapping[str, str]
+
+
+def int8(state: Compressed, config: QuantizeConfig, context: StepContext) -> Compressed:
+    """Quantize linear layers, and convolutions for ``int8-static``.
+
+    Raises :class:`BuildError` where there is no such layer or NaN in one, :class:`DataError` where real images are needed.
+    """
+    from edgevit.compress.quantize import quantizable_layers
+
+    static = config.scheme == "int8-static"
+    what = "linear and convolution layers" if static else "linear layers"
+    if static:
+        context.real_images("int8-static")
+    found = quantizable_layers(state.module, convolutions=static)
+    if not found:
+        raise BuildError(f"{config.scheme} applies to no layer: the module has no {what}", hint="build it with --recipe fp32")
+    _verify_finite(state.module, [n for n, _, _ in found])
+    pixels = context.calibration.pixels[: config.images]
+    x = normalise(pixels[:2], state.preprocessing)
+    base = _folded(state.module, x)
+    if context.calibration.real and config.smooth and static:
+        base = _balanced(base, x, state, pixels, context)
+    smoothed = base
+    formats = tuple(f for f in context.formats if f not in FOLDS_NORMS)
+    if context.calibration.real and config.smooth and formats:
+        # Ranges of a row, as LiteRT takes them at run time, gain nothing from balance; those of a whole tensor do.
+        smoothed = _smoothed(base if static else _balanced(base, x, state, pixels, context), x, state, pixels, context)
+    if smoothed.notes == base.notes or len(formats) in (0, len(context.formats)):
+        module, spec, details = _quantized(smoothed, state, config, context, pixels)
+        return _reported(replace(state, module=module, spec=spec), config, details, what)
+    module, spec, details = _quantized(base, state, config, context, pixels)
+    other, other_spec, other_details = _quantized(smoothed, state, config, context, pixels)
+    both = {n: told if told == details[n] else f"{told}; tflite: {details[n]}" for n, told in other_details.items()}
+    made = replace(state, module=module, spec=spec, per_format=dict.fromkeys(formats, (other, other_spec)))
+    return _reported(made, config, both, what)
+
+
+def _reported(state: Compressed, config: QuantizeConfig, details: Mapping[str, str], what: str) -> Compressed:
+    layers, kept = len(state.spec.layers), sum(text.startswith("stays float") for text in details.values())
+    images = state.spec.calibration_images
+    told = f", over {images} images" if images else ", without images"
+    left = f", {kept} more stay{'s' if kept == 1 else ''} float" if kept else ""
+    rest = "" if config.scheme == "int8-static" else ", convolutions stay float"
+    summary = f"{config.scheme}: {layers} {what}{left}{rest}{told}"
+    return state.reported(StepReport("quantize", layers, summary, dict(details)))
+
+
+def _verify_finite(module: torch.nn.Module, layers: list[str]) -> None:
+    import torch
+
+    for name in layers:
+        for part, value in module.get_submodule(name).named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise BuildError(f"NaN or infinity in {name}.{part}", hint="check the weights")
+
+
+def _folded(module: torch.nn.Module, x: torch.Tensor) -> _Prepared:
+    made, norms = fold_batch_norms(module, x)
+    made, _ = fold_norms(made, x)
+    for parameter in made.parameters():
+        parameter.requires_grad_(False)
+    return _Prepared(made.eval(), dict.fromkeys(norms, "folded into the convolution before it"))
+
+
+def _balanced(
+    prepared: _Prepared, x: torch.Tensor, state: Compressed, pixels: NDArray[np.uint8], context: StepContext
+) -> _Prepared:
+    """Attention balanced and chains of layers equalised: both hold in every format."""
+    watches = _watch(prepared.module, state, pixels, context)
+    inputs, outputs = _largest(watches)
+    module, attentions = balance_attention(prepared.module, x, inputs, outputs)
+    module, seconds = equalise(module, x, inputs)
+    notes = {f"{n}.{part}": "balanced" for n in attentions for part in ("qkv", "proj")}
+    return _Prepared(module, {**prepared.notes, **notes, **dict.fromkeys(seconds, "inputs equalised")})
+
+
+def _smoothed(
+    prepared: _Prepared, x: torch.Tensor, state: Compressed, pixels: NDArray[np.uint8], context: StepContext
+) -> _Prepared:
+    inputs, _ = _largest(_watch(prepared.module, state, pixels, context))
+    module, norms = smooth_norms(prepared.module, x, inputs)
+    readers = trace_readers(module, x)
+    return _Prepared(module, {**prepared.notes, **{r: "inputs smoothed" for n in norms for r in readers[n]}})
+
+
+def _watch(
+    module: torch.nn.Module, state: Compressed, pixels: NDArray[np.uint8], context: StepContext, moments: bool = False
+) -> dict[str, Watch]:
+    import torch
+
+    names = [n for n, layer in module.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
+    return observe(module, state.preprocessing, pixels, names, context.on_progress, moments)
+
+
+def _largest(watches: Mapping[str, Watch]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {n: w.largest_input for n, w in watches.items()}, {n: w.largest_output for n, w in watches.items()}
+
+
+def _quantized(
+    prepared: _Prepared, state: Compressed, config: QuantizeConfig, context: StepContext, pixels: NDArray[np.uint8]
+) -> tuple[torch.nn.Module, QuantSpec, dict[str, str]]:
+    """The module with rounded weights, its QuantSpec, and a line on every layer."""
+    import copy
+
+    from edgevit.compress.quantize import quantizable_layers
+
+    static, real = config.scheme == "int8-static", context.calibration.real
+    module = copy.deepcopy(prepared.module)
+    x = normalise(pixels[:1], state.preprocessing)
+    watches = _watch(module, state, pixels, context, moments=config.rounding == "hessian") if real else {}
+    first = _first_convolution(module, x) if static and config.first == "float" else ""
+    behind = _activations_behind(module, x) if static else {}
+    layers, details = [], {}
+    context.on_progress.start("round", "rounding weights", len(prepared.module.state_dict()), "tensors")
+    for name, kind, depthwise in quantizable_layers(module, convolutions=static):
+        if name == first:
+            details[name] = "stays float: it reads the image, and is a small part of the work"
+            continue
+        if static and name not in watches:
+            details[name] = "stays float: it never ran on the calibration images"
+            continue
+        layer: Any = module.get_submodule(name)
+        chosen = None
+        if static:
+            weight = layer.weight.detach() if kind == "linear" else None
+            chosen = choose_ranges(watches[name], weight, config.ranges, behind.get(name))
+        scales, error = _round(layer, watches.get(name))
+        quant = LayerQuant(name, kind, depthwise, 8, "dynamic")
+        if chosen is not None:
+            quant = replace(quant, activations="static", input_range=chosen.input, output_range=chosen.output)
+        if scales is not None:
+            quant = replace(quant, scales=scales, zeros=scales.astype("int32") * 0)
+        layers.append(quant)
+        details[name] = _describe(chosen, error, prepared.notes.get(name, ""))
+    context.on_progress.finish("round", f"weights of {len(layers)} layers rounded")
+    if not layers:
+        raise BuildError(f"{config.scheme} applies to no layer: none of them ran on the calibration images")
+    spec = QuantSpec(config.scheme, tuple(layers), calibration_images=len(pixels) if real else 0, ranges=config.ranges)
+    return module, spec, details
+
+
+def _round(layer: Any, watch: Watch | None) -> tuple[NDArray[np.float32] | None, float | None]:
+    """Put the weight of a linear layer onto the grid of its largest entries ÷ 127, against the Hessian of its inputs; (scales
+    (out, 1), share of the outputs' energy that is error now). Without a Hessian the exporter rounds to nearest."""
+    import torch
+
+    if watch is None or watch.moments is None:
+        return None, None
+    weight = layer.weight.detach()
+    largest = weight.abs().amax(1, keepdim=True)
+    scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+    hessian = watch.moments.hessian()
+    rounded = round_weight(weight, hessian, GRID, scales=scales, sweeps=SWEEPS)
+    error = float(output_error(weight, rounded.weight, hessian).sum())
+    energy = float(output_error(weight, torch.zeros_like(weight), hessian).sum())
+    layer.weight = torch.nn.Parameter(rounded.weight, requires_grad=False)
+    return rounded.scales.numpy(), error / max(energy, 1e-30)
+
+
+def _describe(chosen: LayerRange | None, error: float | None, note: str) -> str:
+    parts = ["weights int8 per channel"]
+    if error is not None:
+        parts.append(f"rounding changes the output by {100 * error**0.5:.2g} %")
+    if chosen is None:
+        parts.append("activations int8 at run time")
+    else:
+        (low, high), (a, b) = chosen.input, chosen.seen_input
+        parts.append(f"input {low:.4g} … {high:.4g} (seen {a:.4g} … {b:.4g}) by {100 * chosen.damage**0.5:.2g} %")
+    return ", ".join([*parts, note] if note else parts)
+
+
+def _first_convolution(module: torch.nn.Module, x: torch.Tensor) -> str:
+    """The convolution that reads the image itself, or nothing."""
+    import torch
+
+    found: list[str] = []
+
+    def note(name: str) -> Any:
+        def see(_: Any, args: tuple[Any, ...]) -> None:
+            if args and args[0] is x:
+                found.append(name)
+
+        return see
+
+    convolutions = [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in convolutions]
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else ""
+
+
+def _activations_behind(module: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:
+    """Layer → the activation that is the only reader of its output: its error counts as that lets it through."""
+    import torch
+
+    kinds = (torch.nn.GELU, torch.nn.ReLU, torch.nn.ReLU6, torch.nn.SiLU, torch.nn.Hardswish)
+    layers = dict(module.named_modules())
+    readers = trace_readers(module, x)
+    # Called as a plain function: rows may be changed in place by it.
+    return {
+        n: (lambda rows, act=layers[r[0]]: act(rows.clone()))
+        for n, r in readers.items()
+        if len(r) == 1 and isinstance(layers[r[0]], kinds)
+    }
