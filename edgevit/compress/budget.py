@@ -12,6 +12,9 @@ from edgevit.compress.blocks import BATCH, ResidualBlock, entered, follows, inpu
 if TYPE_CHECKING:
     import torch
 
+JUDGED = 32
+"""Calibration images on which the cost of cuts is measured, at most."""
+
 Size = tuple[int, ...]
 
 
@@ -62,6 +65,13 @@ def allocate(cuts: Mapping[str, Sequence[Cut]], wanted: int) -> dict[str, Cut]:
         saved += cut.saved
         chosen[part] = cut
     return chosen
+
+
+def most_saved(cuts: Mapping[str, Sequence[Cut]]) -> int:
+    """What all of ``cuts`` together can save, of a part and the parts inside it the larger."""
+    most = {part: max((c.saved for c in options), default=0) for part, options in cuts.items()}
+    outer = {p for p in most if not any(p.startswith(f"{other}.") for other in most)}
+    return sum(max(most[o], sum(n for p, n in most.items() if p.startswith(f"{o}."))) for o in outer)
 
 
 class Judge:
@@ -115,3 +125,10 @@ class Judge:
 def batches_of(images: torch.Tensor) -> list[torch.Tensor]:
     """(N, 3, H, W) in batches."""
     return list(images.split(BATCH))
+
+
+def split_judged(images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Batches to fit on and batches to judge by, the first three quarters and the rest (at most ``JUDGED`` images): on what it
+    was fitted to, a layer of which only the class token matters looks free to cut. A single image serves both."""
+    judged = min(JUDGED, len(images) // 4) or len(images)
+    return batches_of(images[: len(images) - judged] if judged < len(images) else images), batches_of(images[-judged:])

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 Form = Literal["attention", "mlp", "layers"]
 
-JUDGED = 32
-"""Calibration images on which the cost of each truncation is measured."""
-
 SHARES = (0.25, 0.5)
 """Shares of a pair's width, and of a layer's worthwhile ranks, at which the cost of truncation is measured."""
 
@@ -36,7 +33,7 @@ SHARES = (0.25, 0.5)
 class LowRankConfig(StepConfig):
     """``low_rank:`` of a recipe."""
 
-    images: int = Field(default=128, ge=16, le=4096, description="calibration images that statistics and refits are made from")
+    images: int = Field(default=128, ge=16, le=4096, description="calibration images for statistics, refits and judging")
     ratio: float = Field(gt=0, lt=1, description="share of the parameters of linear layers and 1×1 convolutions to save")
     forms: tuple[Form, ...] = Field(
         default=("attention", "mlp", "layers"),
@@ -106,7 +103,7 @@ def low_rank(state: Compressed, config: LowRankConfig, context: StepContext) -> 
     none, :class:`DataError` without real images."""
     import copy
 
-    from edgevit.compress.budget import Judge, batches_of
+    from edgevit.compress.budget import Judge, split_judged
     from edgevit.compress.calibrate import normalise
     from edgevit.compress.factor import factorable
     from edgevit.compress.narrowing import survey_blocks
@@ -114,22 +111,22 @@ def low_rank(state: Compressed, config: LowRankConfig, context: StepContext) -> 
     reason = applies_to(state.module)
     if reason:
         raise BuildError(reason, hint="leave the low_rank step out")
-    images = batches_of(normalise(context.real_images("low_rank")[: config.images], state.preprocessing))
+    images, judged = split_judged(normalise(context.real_images("low_rank")[: config.images], state.preprocessing))
     module = copy.deepcopy(state.module).eval().requires_grad_(False)
     singles = list(_singles(module, config.forms))
     survey = survey_blocks(module, images, singles, context.on_progress)
-    judge = Judge(module, survey.blocks, images[: max(JUDGED // len(images[0]), 1)])
+    judge = Judge(module, survey.blocks, judged)
     total = sum(module.get_submodule(p).weight.numel() for p in factorable(module))
     chosen = _choose(module, survey, judge, config, singles, total, context)
     sizes = {p: cut.size for p, cut in chosen.items() if p not in singles}
     ranks = {p: cut.size[0] for p, cut in chosen.items() if p in singles}
-    thinner = _carried_out(module, sizes, ranks, survey, judge, images, config, context)
+    thinner, fit = _carried_out(module, sizes, ranks, survey, judge, images, config, context)
     plan = {"sizes": {p: list(s) for p, s in sizes.items()}, "ranks": ranks}
     details = {p: _describe(state.module.get_submodule(p), cut, p in ranks) for p, cut in chosen.items()}
     saved = sum(cut.saved for cut in chosen.values())
     summary = (
         f"{len(sizes)} pairs of layers thinner, {len(ranks)} layers split in two, "
-        f"{saved / total:.1%} of the linear parameters saved, no training"
+        f"{saved / total:.1%} of the linear parameters saved, {fit}"
     )
     report = StepReport("low_rank", len(chosen), summary, details)
     return state.restructured(thinner.eval(), "low_rank", plan, report)
@@ -230,10 +227,10 @@ def _carried_out(
     images: Sequence[torch.Tensor],
     config: LowRankConfig,
     context: StepContext,
-) -> torch.nn.Module:
+) -> tuple[torch.nn.Module, str]:
     from edgevit.compress.blocks import replace_submodule
     from edgevit.compress.factor import factored
-    from edgevit.compress.narrowing import narrowed, output_root, refitted
+    from edgevit.compress.narrowing import narrowed, nearer, output_root, refitted
     from edgevit.compress.sequential import Goal, goal_of
 
     thinner, goals = narrowed(module, sizes, survey, "reconstruction")
@@ -245,9 +242,9 @@ def _carried_out(
             goals[path] = goal_of(layer, survey.sensitivity[path].tokens)
     inside: dict[str, Goal] = {p: g for p, g in goals.items() if any(p.startswith(f"{b.path}.") for b in survey.blocks)}
     if not config.refit or not inside:
-        return thinner
+        return thinner, "fitted layer by layer"
     again = refitted(module, thinner, inside, survey, images, context.on_progress, ranks, roots)
-    return min((thinner, again), key=judge.of)
+    return nearer(judge, thinner, again)
 
 
 def _describe(part: Any, cut: Cut, split: bool) -> str:

@@ -19,9 +19,6 @@ from edgevit.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-RIDGE = 1e-4
-"""Of closed forms on second moments of the layer's own inputs, × their mean energy."""
-
 CORRECTION = 1.0
 """Share of what is missing in the residual stream that a refit tries to make good."""
 
@@ -81,8 +78,8 @@ def hidden_order(module: torch.nn.Module, mlp: str, survey: Survey, importance: 
         path = f"{mlp}.fc2"
         weight = layer.fc2.weight.double()
         if importance == "reconstruction":
-            most = int(len(weight[0]) * MOST_HIDDEN)
-            went = eliminate(survey.moments[path].covariance, output_root(survey.sensitivity[path]) @ weight, RIDGE, most).order
+            most, moments = int(len(weight[0]) * MOST_HIDDEN), survey.moments[path]
+            went = eliminate(moments.covariance, output_root(survey.sensitivity[path]) @ weight, moments.ridge, most).order
             survey.orders[mlp] = torch.tensor([*went, *sorted(set(range(weight.shape[1])) - set(went))])
         else:
             survey.orders[mlp] = hidden_scores(layer, survey, path, importance).argsort()
@@ -104,7 +101,7 @@ def make_mlp(module: torch.nn.Module, mlp: str, hidden: int, survey: Survey, imp
     """(the narrower MLP, the units it keeps)."""
     order = hidden_order(module, mlp, survey, importance)
     keep = order[len(order) - hidden :].sort().values
-    return narrow_mlp(module.get_submodule(mlp), keep, survey.moments[f"{mlp}.fc2"], RIDGE), keep
+    return narrow_mlp(module.get_submodule(mlp), keep, survey.moments[f"{mlp}.fc2"]), keep
 
 
 def make_attention(
@@ -234,6 +231,14 @@ def narrowed(
         for name, chosen in names:
             goals[f"{path}.{name}"] = goal_of(getattr(part, name), survey.sensitivity[f"{path}.{name}"].tokens, chosen)
     return module, goals
+
+
+def nearer(judge: Judge, by_itself: torch.nn.Module, again: torch.nn.Module) -> tuple[torch.nn.Module, str]:
+    """The one whose answers are nearer, and in words how it and the other do."""
+    first, second = judge.of(by_itself), judge.of(again)
+    if second < first:
+        return again, f"refitted in order ({first:.3g} → {second:.3g} nats)"
+    return by_itself, f"fitted layer by layer ({first:.3g} nats; {second:.3g} when refitted in order)"
 
 
 def refitted(

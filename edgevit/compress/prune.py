@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 Target = Literal["heads", "head_width", "mlp", "blocks"]
 Importance = Literal["reconstruction", "activation", "taylor", "magnitude"]
 
-JUDGED = 32
-"""Calibration images on which the cost of each cut is measured."""
-
 SHARES = (0.25, 0.5)
 """Shares of a part at which its cost is measured; between them it is interpolated."""
 
@@ -36,7 +33,7 @@ SHARES = (0.25, 0.5)
 class PruneConfig(StepConfig):
     """``prune:`` of a recipe."""
 
-    images: int = Field(default=128, ge=16, le=4096, description="calibration images that statistics and refits are made from")
+    images: int = Field(default=128, ge=16, le=4096, description="calibration images for statistics, refits and judging")
     ratio: float = Field(gt=0, lt=1, description="share of the model's MACs to remove")
     targets: tuple[Target, ...] = Field(
         default=("head_width", "mlp"),
@@ -113,32 +110,33 @@ def prune(state: Compressed, config: PruneConfig, context: StepContext) -> Compr
     import torch
 
     from edgevit.compress.blocks import replace_submodule
-    from edgevit.compress.budget import Judge, batches_of
+    from edgevit.compress.budget import Judge, split_judged
     from edgevit.compress.calibrate import normalise
-    from edgevit.compress.narrowing import narrowed, refitted, survey_blocks
+    from edgevit.compress.narrowing import narrowed, nearer, refitted, survey_blocks
     from edgevit.macs import count_macs
 
     reason = applies_to(state.module)
     if reason:
         raise BuildError(reason, hint="leave the prune step out")
-    images = batches_of(normalise(context.real_images("prune")[: config.images], state.preprocessing))
+    images, judged = split_judged(normalise(context.real_images("prune")[: config.images], state.preprocessing))
     macs = count_macs(state.module, state.preprocessing)
     module = copy.deepcopy(state.module).eval().requires_grad_(False)
     survey = survey_blocks(module, images, [], context.on_progress)
-    judge = Judge(module, survey.blocks, images[: max(JUDGED // len(images[0]), 1)])
+    judge = Judge(module, survey.blocks, judged)
     chosen = _choose(module, survey, judge, config, round(macs * config.ratio), macs, context)
     gone = [p for p, cut in chosen.items() if not cut.size]
     sizes = {p: cut.size for p, cut in chosen.items() if cut.size}
     pruned, goals = narrowed(module, sizes, survey, config.importance)
     for path in gone:
         replace_submodule(pruned, path, torch.nn.Identity())
+    fit = "fitted layer by layer"
     if config.refit and not gone:
         again = refitted(module, pruned, goals, survey, images, context.on_progress)
-        pruned = min((pruned, again), key=judge.of)
+        pruned, fit = nearer(judge, pruned, again)
     plan = {"sizes": {p: list(s) for p, s in sizes.items()}, "blocks": gone}
     details = {p: _describe(state.module.get_submodule(p), cut) for p, cut in chosen.items()}
     saved = sum(cut.saved for cut in chosen.values())
-    summary = f"{len(chosen)} parts narrower by {config.importance}, {saved / macs:.1%} of the MACs removed, no training"
+    summary = f"{len(chosen)} parts narrower by {config.importance}, {saved / macs:.1%} of the MACs removed, {fit}"
     return state.restructured(pruned.eval(), "prune", plan, StepReport("prune", len(chosen), summary, details))
 
 
@@ -147,7 +145,7 @@ def _choose(
 ) -> dict[str, Cut]:
     import torch
 
-    from edgevit.compress.budget import Cut, allocate
+    from edgevit.compress.budget import Cut, allocate, most_saved
 
     cuts: dict[str, list[Cut]] = {}
     context.on_progress.start("judge", "measuring what each cut costs", len(survey.blocks), "blocks")
@@ -161,9 +159,10 @@ def _choose(
             cuts[block.path] = [Cut((), saved, judge.loss(block.path, torch.nn.Identity()))]
         context.on_progress.advance("judge", i + 1)
     context.on_progress.finish("judge", f"the cost of {sum(map(len, cuts.values()))} cuts measured")
-    possible = sum(
-        max(c.saved for c in options) for p, options in cuts.items() if options and p not in (b.path for b in survey.blocks)
-    )
+    whole = [b.path for b in survey.blocks if b.path in cuts]
+    if whole:
+        del cuts[max(whole, key=lambda p: cuts[p][0].loss)]  # Of blocks alone, one has to stay.
+    possible = most_saved(cuts)
     if possible < wanted:
         raise BuildError(
             f"prune: ratio {config.ratio} asks for {wanted:,} of {macs:,} MACs, and {', '.join(config.targets)} "

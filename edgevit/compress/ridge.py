@@ -12,10 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 
+FEWEST = 1e-4
+SHRINK = 0.02
+"""Of ridges: the least, and how much is added where inputs are as many as rows."""
+
+
 class Moments:
     """Weighted second moments of rows ``x`` (rows, inputs) with a one appended, and of targets ``y`` against them.
 
-    ``xx`` is (inputs + 1, inputs + 1) and ``yx`` (outputs, inputs + 1), both float64 sums; ``weight`` the sum of row weights.
+    ``xx`` is (inputs + 1, inputs + 1) and ``yx`` (outputs, inputs + 1), both float64 sums; ``weight`` the sum of row weights,
+    ``squares`` that of their squares.
     """
 
     def __init__(self, inputs: int, outputs: int = 0) -> None:
@@ -23,12 +29,14 @@ class Moments:
 
         self.xx = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
         self.yx = torch.zeros(outputs, inputs + 1, dtype=torch.float64)
+        self.squares = 0.0
 
     def add(self, x: torch.Tensor, weights: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """Take in rows: ``x`` (rows, inputs), ``weights`` (rows,), ``y`` (rows, outputs)."""
         import torch
 
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        self.squares += float(weights.square().sum())
         weighted = x * weights[:, None]
         self.xx += (weighted.T @ x).double()
         if y is not None:
@@ -37,11 +45,18 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         both = Moments(0)
         both.xx, both.yx = self.xx + other.xx, self.yx + other.yx
+        both.squares = self.squares + other.squares
         return both
 
     @property
     def weight(self) -> float:
         return float(self.xx[-1, -1])
+
+    @property
+    def ridge(self) -> float:
+        """The strength that closed forms on these moments want, × the inputs' mean energy: the more inputs there are for the
+        rows that count, the more."""
+        return FEWEST + SHRINK * (len(self.xx) - 1) * self.squares / self.weight**2
 
     @property
     def mean(self) -> torch.Tensor:
@@ -62,12 +77,14 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 def correct(halves: tuple[Moments, Moments]) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(weight, bias) of the affine map of ``x`` that explains ``y``, held towards zero as strongly as serves the images it was
-    not fitted on; None where no strength explains anything on those.
+    not fitted on; None where no strength explains anything on those, or one half is empty.
 
     ``halves`` are the moments of two halves of the images. Given the error of a layer as ``y`` the result is what to add to it.
     """
     import torch
 
+    if not all(h.weight > 0 for h in halves):
+        return None
     first, second = (_Solver(h) for h in halves)
     losses = [sum(b.loss(*a.solve(ridge)) for a, b in ((first, second), (second, first))) for ridge in RIDGES]
     best = min(range(len(RIDGES)), key=losses.__getitem__)

@@ -80,7 +80,7 @@ def refit_in_order(
                 wanted = seen[short] if goal.project is None else seen[short] @ goal.project.T
                 if share:
                     wanted = wanted + share * (seen[_stream_of(short)] - stream)
-                _add(halves[i % 2], goal, given, wanted, len(images[i]))
+                _add(halves, goal, given, wanted, len(images[i]))
             change = correct((halves[0], halves[1]))
             weight, bias = change if change is not None else (0.0 * goal.weight, 0.0 * goal.bias)
             commit(layer, goal.weight + weight.float(), goal.bias + bias.float(), halves[0] + halves[1])
@@ -111,8 +111,12 @@ def _input(block: torch.nn.Module, layer: str, x: torch.Tensor) -> tuple[torch.T
     return given, seen[stream][0] if seen else None
 
 
-def _add(moments: Moments, goal: Goal, given: torch.Tensor, wanted: torch.Tensor, images: int) -> None:
-    rows = rows_of(given, images)
-    flat = rows.reshape(-1, rows.shape[-1])
-    error = wanted.reshape(-1, wanted.shape[-1]) - (flat @ goal.weight.T + goal.bias)
-    moments.add(flat, weights_for(goal.tokens, rows), error)
+def _add(halves: Sequence[Moments], goal: Goal, given: torch.Tensor, wanted: torch.Tensor, images: int) -> None:
+    """Every other image goes to the one half, the rest to the other."""
+    rows, targets = rows_of(given, images), rows_of(wanted, images)
+    for half, moments in enumerate(halves):
+        x = rows[half::2]
+        if len(x):
+            flat = x.reshape(-1, x.shape[-1])
+            error = targets[half::2].reshape(-1, targets.shape[-1]) - (flat @ goal.weight.T + goal.bias)
+            moments.add(flat, weights_for(goal.tokens, x), error)

@@ -51,7 +51,7 @@ def _frozen(module: Any, training: bool) -> Any:
     return module.train(training)
 
 
-def narrow_mlp(mlp: Any, keep: torch.Tensor, moments: Moments, ridge: float) -> Any:
+def narrow_mlp(mlp: Any, keep: torch.Tensor, moments: Moments) -> Any:
     """The MLP with the hidden units ``keep`` alone, its second layer refitted to give what the whole gave.
 
     ``moments`` are those of the second layer's inputs.
@@ -61,7 +61,7 @@ def narrow_mlp(mlp: Any, keep: torch.Tensor, moments: Moments, ridge: float) -> 
     new = mlp_of_shape(mlp, len(keep))
     covariance, mean = moments.covariance, moments.mean
     energy = covariance.diagonal().mean().clamp_min(1e-12)
-    inside = covariance[keep][:, keep] + ridge * energy * torch.eye(len(keep), dtype=torch.float64)
+    inside = covariance[keep][:, keep] + moments.ridge * energy * torch.eye(len(keep), dtype=torch.float64)
     gone = torch.ones(len(mean), dtype=torch.bool)
     gone[keep] = False
     takes = torch.linalg.solve(inside, covariance[keep][:, gone]).T
