@@ -18,13 +18,15 @@ from edgevit.compress.calibrate import normalise
 from edgevit.compress.fold import fold_norms
 from edgevit.compress.rounding import Grid, correct_bias, output_error, round_weight
 from edgevit.compress.weight_only import (
-    BATCH,
     INT8,
+    SENSITIVITY_IMAGES,
     Layer,
     RoundedLayer,
+    divergence,
     effective_bits,
     int4_grid,
     layers_in_order,
+    log_probabilities,
     observe_moments,
     quant_of,
     round_plainly,
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgevit.compress.quantize import Budget, QuantizeConfig
-
-SENSITIVITY_IMAGES = 32
 
 FLOAT = "float32"
 
@@ -228,7 +228,7 @@ def _measure(
     """The widths with their damage: each layer lowered alone, in a copy of the module."""
     work = copy.deepcopy(module)
     x = normalise(pixels, preprocessing)
-    wanted = _log_probabilities(work, x)
+    wanted = log_probabilities(work, x)
     on_progress.start("sensitivity", "measuring each layer's damage", len(widths), "layers")
     measured = []
     for done, options in enumerate(widths):
@@ -237,25 +237,12 @@ def _measure(
         for one in options[:-1]:
             _put(work, one)
             with _activations_lowered(work, [one]):
-                told.append(replace(one, damage=_divergence(wanted, _log_probabilities(work, x))))
+                told.append(replace(one, damage=divergence(wanted, log_probabilities(work, x))))
         _put(work, floating)
         measured.append([*told, floating])
         on_progress.advance("sensitivity", done + 1)
     on_progress.finish("sensitivity", f"damage of {len(widths)} layers measured on {len(pixels)} images")
     return measured
-
-
-def _log_probabilities(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    with torch.no_grad():
-        return torch.cat([module(x[i : i + BATCH]).log_softmax(1) for i in range(0, len(x), BATCH)])
-
-
-def _divergence(wanted: torch.Tensor, given: torch.Tensor) -> float:
-    import torch
-
-    return float(torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="batchmean"))
 
 
 def _put(module: torch.nn.Module, one: Width) -> None:
@@ -312,9 +299,9 @@ class _Assembled:
 def _loss(made: _Assembled, state: Compressed, pixels: NDArray[np.uint8]) -> float:
     """Share of ``pixels``, in %, on which the top-1 answer is no longer the float model's."""
     x = normalise(pixels, state.preprocessing)
-    wanted = _log_probabilities(state.module, x)
+    wanted = log_probabilities(state.module, x)
     with _activations_lowered(made.module, made.chosen):
-        given = _log_probabilities(made.module, x)
+        given = log_probabilities(made.module, x)
     return 100 * float((wanted.argmax(1) != given.argmax(1)).float().mean())
 
 

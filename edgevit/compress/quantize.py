@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights", "mixed"]
 
 
-TUNE_STEPS = 48
-"""Of ``int4-weights`` unless the recipe says otherwise: what fits beside the rounding into three minutes on two cores."""
-
-
 class Budget(BaseModel):
     """``budget:`` of the scheme ``mixed``: exactly one limit, within which the layers lose as little as possible."""
 
@@ -67,8 +63,11 @@ class QuantizeConfig(StepConfig):
     group: Literal[16, 32, 64, 128] | None = Field(
         default=32, description="int4 weights: how many inputs share one scale and zero point; null: all of an output channel's"
     )
-    tune: int = Field(
-        default=TUNE_STEPS, ge=0, le=5000, description="int4 weights: steps of 16 images that tune scales and biases; 0: none"
+    int8_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="int4-weights: the share of the weights that keeps int8, in the layers measured to suffer most from int4",
     )
     budget: Budget | None = Field(default=None, description="mixed: what the layers' widths together must keep")
     SOURCES = (
@@ -76,7 +75,6 @@ class QuantizeConfig(StepConfig):
         "calibrate.py",
         "rounding.py",
         "weight_only.py",
-        "tune_scales.py",
         "mixed.py",
         "fold.py",
     )

@@ -124,7 +124,7 @@ def round_weight(
     grid: Grid,
     scales: torch.Tensor | None = None,
     sweeps: int = 4,
-    refits: int = 2,
+    refits: int = 1,
     damping: float = DAMPING,
 ) -> Rounded:
     """Round ``weight`` (out, in) to ``grid`` against ``hessian`` (in, in).

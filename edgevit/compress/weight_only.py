@@ -1,13 +1,13 @@
 """Weights in few bits, arithmetic in float: ``int8-weights`` and ``int4-weights``.
 
 int8 needs no images. int4 rounds layer after layer in the order they run, each against the inputs it really gets from layers
-already rounded (GPTQ's own order, Frantar et al. 2023), corrects its bias, and then tunes scales and biases together against
-the outputs of the model as it was (:mod:`edgevit.compress.tune_scales`). Layers that read the image or give the answer, and
-convolutions, take int8: they are few and the answer hangs on them.
+already rounded (GPTQ's own order, Frantar et al. 2023), and corrects its bias. The layer that gives the answer and convolutions
+take int8: they are few and the answer hangs on them; so does a chosen share of the weights, where int4 was measured to hurt.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,16 @@ from device_agents.wire import Preprocessing, StepReport
 from edgevit.compress import Compressed, StepContext
 from edgevit.compress.calibrate import normalise
 from edgevit.compress.fold import fold_norms
-from edgevit.compress.rounding import Grid, Moments, Rounded, correct_bias, output_error, round_to_nearest, round_weight
+from edgevit.compress.rounding import (
+    Grid,
+    Moments,
+    Rounded,
+    correct_bias,
+    output_error,
+    round_to_nearest,
+    round_weight,
+    search_scales,
+)
 from edgevit.errors import BuildError
 from edgevit.progress import Progress
 from edgevit.quantspec import Kind, LayerQuant, QuantSpec
@@ -35,6 +44,8 @@ LAYERS_AT_ONCE = 2
 CLASS_TOKEN_SHARE = 0.05
 """Weight of a class token in the inputs a layer is rounded for, as a share of all other tokens' together: the answer is read
 from it alone, and one token in 197 would hardly count. Measured on DeiT-Tiny: −13 % divergence of the outputs."""
+
+SENSITIVITY_IMAGES = 32
 
 INT8 = Grid(8)
 
@@ -73,8 +84,6 @@ def int8_weights(state: Compressed, config: QuantizeConfig, context: StepContext
 def int4_weights(state: Compressed, config: QuantizeConfig, context: StepContext) -> Compressed:
     """Linear layers in int4, the first, the last and convolutions in int8. Raises :class:`BuildError` where no linear layer is
     left for int4, :class:`DataError` without real images."""
-    from edgevit.compress.tune_scales import tune_scales
-
     pixels = context.real_images("int4-weights")[: config.images]
     layers = layers_in_order(state.module, state.preprocessing)
     verify_layers("int4-weights", layers)
@@ -86,10 +95,56 @@ def int4_weights(state: Compressed, config: QuantizeConfig, context: StepContext
             hint="build it with --recipe int8-weights",
         )
     module, _ = fold_norms(state.module, normalise(pixels[:2], state.preprocessing))
+    if config.int8_share:
+        lowered = [one for one in layers if grids[one.name] == grid]
+        x = normalise(pixels[:SENSITIVITY_IMAGES], state.preprocessing)
+        grids.update(dict.fromkeys(most_sensitive(module, lowered, grid, x, config.int8_share, context.on_progress), INT8))
     found = round_layers(module, layers, grids, pixels, state.preprocessing, context.on_progress)
-    if config.tune:
-        found = tune_scales(module, state.module, found, pixels, state.preprocessing, config.tune, context.on_progress)
     return finished(state, module, "int4-weights", found, len(pixels))
+
+
+def most_sensitive(
+    module: torch.nn.Module, layers: Sequence[Layer], grid: Grid, x: torch.Tensor, share: float, on_progress: Progress
+) -> list[str]:
+    """The layers that hold at most ``share`` of the weights of ``layers`` and move the outputs on ``x`` (N, 3, H, W) most for
+    each of their weights when they alone are rounded, to nearest, to ``grid``."""
+    import torch
+
+    work = copy.deepcopy(module)
+    wanted = log_probabilities(work, x)
+    on_progress.start("sensitivity", "measuring each layer's damage", len(layers), "layers")
+    worth: dict[str, float] = {}
+    for done, one in enumerate(layers):
+        layer: Any = work.get_submodule(one.name)
+        weight = layer.weight.detach().clone()
+        with torch.no_grad():
+            layer.weight.copy_(round_to_nearest(weight, *search_scales(weight, torch.ones(weight.shape[1]), grid), grid).weight)
+            worth[one.name] = divergence(wanted, log_probabilities(work, x)) / weight.numel()
+            layer.weight.copy_(weight)
+        on_progress.advance("sensitivity", done + 1)
+    on_progress.finish("sensitivity", f"damage of {len(layers)} layers measured on {len(x)} images")
+    sizes = {one.name: int(work.get_submodule(one.name).weight.numel()) for one in layers}
+    left, kept = share * sum(sizes.values()), []
+    for name in sorted(worth, key=lambda n: -worth[n]):
+        if sizes[name] <= left:
+            kept.append(name)
+            left -= sizes[name]
+    return kept
+
+
+def log_probabilities(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(N, classes) of x (N, 3, H, W)."""
+    import torch
+
+    with torch.no_grad():
+        return torch.cat([module(x[i : i + BATCH]).log_softmax(1) for i in range(0, len(x), BATCH)])
+
+
+def divergence(wanted: torch.Tensor, given: torch.Tensor) -> float:
+    """Mean Kullback–Leibler divergence, in nats, of two (N, classes) log probabilities."""
+    import torch
+
+    return float(torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="batchmean"))
 
 
 def int4_grid(group: int | None) -> Grid:
