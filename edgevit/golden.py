@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GOLDEN_IMAGES = 16
 SEED = 20_240_229
 
-_FIXED = {"fp32": 1e-3, "fp16": 1e-2}
+_FIXED = {"fp32": 1e-3, "fp16": 1e-2, "int8-weights": 1e-2, "int4-weights": 1e-2}
 _INT_COSINE = 0.98
 LEAST_SPREAD = 0.1
 """Share of the largest absolute output that the top-1 margin has at least: two runtime versions on one machine can agree to the
@@ -59,9 +59,9 @@ def synthetic_images(count: int, preprocessing: Preprocessing) -> NDArray[np.uin
 def tolerance_for(scheme: str, outputs: NDArray[np.float32], checked: Sequence[CheckedRuntime]) -> tuple[Tolerance, str]:
     """How far a right device may be off, and where the figure comes from.
 
-    Float files: 1e-3 (fp32) or 1e-2 (fp16) of the largest output. Integer files: cosine ≥ 0.98 on every image, and the same
-    top-1 wherever the recorded margin exceeds the spread between two runtime versions: twice the largest difference measured in
-    the oldest runtime, and at least :data:`LEAST_SPREAD` of the largest output.
+    Files that compute in float: 1e-3 (fp32) or 1e-2 (fp16 and weight-only) of the largest output. Integer files: cosine ≥ 0.98
+    on every image, and the same top-1 wherever the recorded margin exceeds the spread between two runtime versions: twice the
+    largest difference measured in the oldest runtime, and at least :data:`LEAST_SPREAD` of the largest output.
     """
     import numpy as np
 
