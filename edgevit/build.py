@@ -135,14 +135,16 @@ def lacks_data(recipe: Recipe, sets: DataSets) -> tuple[str, str] | None:
     """Which images ``recipe`` cannot do without and was not given, and the hint; None where nothing is missing."""
     for step in recipe.steps:
         config = step.config
-        seen = sets.learned_from if config.trains else () if sets.calibration is None else (sets.calibration,)
-        option = "--train DATA, or --calib DATA" if config.trains else "--calib DATA"
-        if (config.needs_images or config.trains or config.needs_labels) and not seen:
-            needed = "labelled images" if config.needs_labels else "unlabelled images"
-            return f"needs {needed} for its step {step.kind}, and was given no images", f"add {option}"
-        bare = next((s for s in seen if s.labels is None), None)
+        needed = "labelled images" if config.needs_labels else "unlabelled images"
+        if (config.needs_images and sets.calibration is None) or (config.trains and not sets.learned_from):
+            return f"needs {needed} for its step {step.kind}, and was given no images", "add --calib DATA"
+        seen = sets.learned_from if config.trains else (sets.calibration,)
+        bare = next((s for s in seen if s is not None and s.labels is None), None)
         if config.needs_labels and bare is not None:
-            return f"needs labelled images for its step {step.kind}, and {bare.name} has no labels", f"give labels in {option}"
+            return (
+                f"needs {needed} for its step {step.kind}, and {bare.name} has no labels",
+                "add labels, or leave the step out",
+            )
     return None
 
 
