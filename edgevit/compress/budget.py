@@ -28,14 +28,17 @@ class Cut:
 
 
 def interpolate(measured: Mapping[float, float], share: float) -> float:
-    """Loss at ``share`` of a part removed, from losses measured at some shares: a power law between neighbours and beyond."""
+    """Loss at ``share`` of a part removed, from losses measured at some shares: a power law between neighbours and beyond,
+    at least linear between them and at least quadratic beyond (measured losses of small cuts are noisy)."""
     points = sorted((math.log(s), math.log(max(loss, 1e-9))) for s, loss in measured.items())
     at = math.log(share)
     if len(points) == 1:
         return math.exp(points[0][1] + 2 * (at - points[0][0]))
     i = min(max(sum(at > x for x, _ in points), 1), len(points) - 1)
     (x0, y0), (x1, y1) = points[i - 1], points[i]
-    return math.exp(y0 + max((y1 - y0) / (x1 - x0), 0.5) * (at - x0))
+    if at > x1:
+        return math.exp(y1 + max((y1 - y0) / (x1 - x0), 2.0) * (at - x1))
+    return math.exp(y1 + max((y1 - y0) / (x1 - x0), 1.0) * (at - x1))
 
 
 def allocate(cuts: Mapping[str, Sequence[Cut]], wanted: int) -> dict[str, Cut]:

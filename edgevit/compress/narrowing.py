@@ -49,12 +49,20 @@ def survey_blocks(
     attentions, mlps = [b.attention for b in blocks if b.attention], [b.mlp for b in blocks if b.mlp]
     readers = [f"{a}.qkv" for a in attentions] + [f"{m}.fc1" for m in mlps]
     writers = [f"{a}.proj" for a in attentions] + [f"{m}.fc2" for m in mlps]
-    on_progress.start("survey", "surveying layers", None, "")
-    sensitivity = measure_sensitivity(module, images, [*readers, *writers, *(p for p in more if p not in readers + writers)])
+    total, done = sum(len(b) for b in images), 0
+    on_progress.start("survey", "surveying layers, twice", 2 * total, "images")
+
+    def on_image(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress.advance("survey", done)
+
+    wanted = [*readers, *writers, *(p for p in more if p not in readers + writers)]
+    sensitivity = measure_sensitivity(module, images, wanted, on_image)
     tokens = {p: s.tokens for p, s in sensitivity.items() if p in writers or p in more}
     queries = {a: sensitivity[f"{a}.proj"].tokens for a in attentions if f"{a}.proj" in sensitivity}
-    moments, heads = collect_moments(module, images, tokens, queries)
-    on_progress.finish("survey", f"{len(sensitivity)} layers surveyed on {sum(len(b) for b in images)} images")
+    moments, heads = collect_moments(module, images, tokens, queries, on_image)
+    on_progress.finish("survey", f"{len(sensitivity)} layers surveyed on {total} images")
     ran = tuple(b for b in blocks if _ran(b, sensitivity))
     return Survey(ran, sensitivity, moments, heads)
 

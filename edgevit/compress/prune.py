@@ -48,6 +48,7 @@ class PruneConfig(StepConfig):
     refit: bool = Field(default=True, description="refit the remaining layers in order, where that brings the answers nearer")
     SOURCES = (
         "prune.py",
+        "factor.py",
         "narrowing.py",
         "blocks.py",
         "budget.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 FLOOR = 0.02
 """Share of the mean weight that every token keeps: a token the answer ignores (patches in the last block) must not vanish from
 the statistics altogether."""
+
+
+OnImage = Callable[[int], None]
+"""Told how many more images are done."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def rows_of(x: torch.Tensor, images: int, convolution: bool = False) -> torch.Te
 
 
 def measure_sensitivity(
-    module: torch.nn.Module, images: Sequence[torch.Tensor], paths: Iterable[str]
+    module: torch.nn.Module, images: Sequence[torch.Tensor], paths: Iterable[str], on_image: OnImage
 ) -> dict[str, Sensitivity]:
     """The Fisher information of the model's own answers at each layer's output; labels are drawn from them.
 
@@ -84,6 +88,7 @@ def measure_sensitivity(
                 log_p = module(batch.clone().requires_grad_(True)).log_softmax(1)
                 drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
                 log_p.gather(1, drawn).sum().backward()
+            on_image(count)
     finally:
         for hook in hooks:
             hook.remove()
@@ -112,7 +117,8 @@ def collect_moments(
     module: torch.nn.Module,
     images: Sequence[torch.Tensor],
     tokens: dict[str, torch.Tensor],
-    attentions: dict[str, torch.Tensor] | None = None,
+    attentions: dict[str, torch.Tensor],
+    on_image: OnImage,
 ) -> tuple[dict[str, Moments], dict[str, HeadMoments]]:
     """Second moments of the inputs of each layer of ``tokens``, each token weighted as it says (positions,), and of the heads
     of ``attentions`` (timm's ``Attention``), the queries weighted likewise."""
@@ -120,7 +126,7 @@ def collect_moments(
 
     layers = {p: module.get_submodule(p) for p in tokens}
     moments: dict[str, Moments] = {}
-    heads = {p: HeadMoments() for p in attentions or {}}
+    heads = {p: HeadMoments() for p in attentions}
 
     def watch_heads(path: str, weights: torch.Tensor) -> Any:
         attention: Any = module.get_submodule(path)
@@ -147,13 +153,14 @@ def collect_moments(
         return forward
 
     hooks = [layers[p].register_forward_pre_hook(watch(p)) for p in tokens]
-    for path, weights in (attentions or {}).items():
+    for path, weights in attentions.items():
         hooks.append(module.get_submodule(f"{path}.qkv").register_forward_hook(watch_heads(path, weights)))
     try:
         with torch.no_grad():
             for batch in images:
                 count = len(batch)
                 module(batch)
+                on_image(count)
     finally:
         for hook in hooks:
             hook.remove()
