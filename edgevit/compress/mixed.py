@@ -63,6 +63,14 @@ class Width:
     damage: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Images:
+    """Normalised images (N, 3, H, W) and the float model's log probabilities of them (N, classes)."""
+
+    x: torch.Tensor
+    wanted: torch.Tensor
+
+
 def mixed(state: Compressed, config: QuantizeConfig, context: StepContext) -> Compressed:
     """Choose a width for each layer within ``config.budget``.
 
@@ -77,13 +85,17 @@ def mixed(state: Compressed, config: QuantizeConfig, context: StepContext) -> Co
     verify_layers("mixed", layers)
     module, _ = fold_norms(state.module, normalise(pixels[:2], state.preprocessing))
     widths = _widths(module, layers, int4_grid(config.group), pixels, state.preprocessing, context.on_progress)
-    measured = _measure(module, widths, pixels[:SENSITIVITY_IMAGES], state.preprocessing, context.on_progress)
+    x = normalise(pixels, state.preprocessing)
+    images = _Images(x, log_probabilities(state.module, x))
+    measured = _measure(
+        module, widths, _Images(x[:SENSITIVITY_IMAGES], images.wanted[:SENSITIVITY_IMAGES]), context.on_progress
+    )
     order = purchases(measured)
     if budget.loss is not None:
-        chosen, loss = _within_loss(module, measured, order, budget.loss, pixels, state)
+        chosen, loss = _within_loss(module, measured, order, budget.loss, images)
     else:
         chosen = _within_size(module, measured, order, budget)
-        loss = _loss(_assembled(module, chosen), state, pixels)
+        loss = _loss(_assembled(module, chosen), images)
     return _finished(state, _assembled(module, chosen), chosen, measured, loss, len(pixels))
 
 
@@ -147,8 +159,7 @@ def _within_loss(
     measured: Sequence[Sequence[Width]],
     order: Sequence[tuple[int, int]],
     limit: float,
-    pixels: NDArray[np.uint8],
-    state: Compressed,
+    images: _Images,
 ) -> tuple[list[Width], float]:
     """The fewest purchases whose measured loss of agreement is within ``limit`` %, by bisection over their number."""
     few, many = 0, len(order)
@@ -156,7 +167,7 @@ def _within_loss(
     while few < many:
         middle = (few + many) // 2
         chosen = choose(measured, order[:middle])
-        found = _loss(_assembled(module, chosen), state, pixels)
+        found = _loss(_assembled(module, chosen), images)
         if found <= limit:
             many, best, loss = middle, chosen, found
         else:
@@ -219,16 +230,10 @@ def _width(
 
 
 def _measure(
-    module: torch.nn.Module,
-    widths: Sequence[Sequence[Width]],
-    pixels: NDArray[np.uint8],
-    preprocessing: Preprocessing,
-    on_progress: Progress,
+    module: torch.nn.Module, widths: Sequence[Sequence[Width]], images: _Images, on_progress: Progress
 ) -> list[list[Width]]:
     """The widths with their damage: each layer lowered alone, in a copy of the module."""
     work = copy.deepcopy(module)
-    x = normalise(pixels, preprocessing)
-    wanted = log_probabilities(work, x)
     on_progress.start("sensitivity", "measuring each layer's damage", len(widths), "layers")
     measured = []
     for done, options in enumerate(widths):
@@ -237,11 +242,11 @@ def _measure(
         for one in options[:-1]:
             _put(work, one)
             with _activations_lowered(work, [one]):
-                told.append(replace(one, damage=divergence(wanted, log_probabilities(work, x))))
+                told.append(replace(one, damage=divergence(images.wanted, log_probabilities(work, images.x))))
         _put(work, floating)
         measured.append([*told, floating])
         on_progress.advance("sensitivity", done + 1)
-    on_progress.finish("sensitivity", f"damage of {len(widths)} layers measured on {len(pixels)} images")
+    on_progress.finish("sensitivity", f"damage of {len(widths)} layers measured on {len(images.x)} images")
     return measured
 
 
@@ -296,13 +301,11 @@ class _Assembled:
     chosen: tuple[Width, ...]
 
 
-def _loss(made: _Assembled, state: Compressed, pixels: NDArray[np.uint8]) -> float:
-    """Share of ``pixels``, in %, on which the top-1 answer is no longer the float model's."""
-    x = normalise(pixels, state.preprocessing)
-    wanted = log_probabilities(state.module, x)
+def _loss(made: _Assembled, images: _Images) -> float:
+    """Share of the images, in %, on which the top-1 answer is no longer the float model's."""
     with _activations_lowered(made.module, made.chosen):
-        given = log_probabilities(made.module, x)
-    return 100 * float((wanted.argmax(1) != given.argmax(1)).float().mean())
+        given = log_probabilities(made.module, images.x)
+    return 100 * float((images.wanted.argmax(1) != given.argmax(1)).float().mean())
 
 
 def _float_quant(layer: Layer) -> LayerQuant:
