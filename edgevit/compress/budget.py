@@ -29,7 +29,7 @@ class Cut:
 
 def interpolate(measured: Mapping[float, float], share: float) -> float:
     """Loss at ``share`` of a part removed, from losses measured at some shares: a power law between neighbours and beyond,
-    at least linear between them and at least quadratic beyond (measured losses of small cuts are noisy)."""
+    at least linear between them and of the fourth power beyond, where nothing was measured and damage soon explodes."""
     points = sorted((math.log(s), math.log(max(loss, 1e-9))) for s, loss in measured.items())
     at = math.log(share)
     if len(points) == 1:
@@ -37,7 +37,7 @@ def interpolate(measured: Mapping[float, float], share: float) -> float:
     i = min(max(sum(at > x for x, _ in points), 1), len(points) - 1)
     (x0, y0), (x1, y1) = points[i - 1], points[i]
     if at > x1:
-        return math.exp(y1 + max((y1 - y0) / (x1 - x0), 2.0) * (at - x1))
+        return math.exp(y1 + max((y1 - y0) / (x1 - x0), 4.0) * (at - x1))
     return math.exp(y1 + max((y1 - y0) / (x1 - x0), 1.0) * (at - x1))
 
 

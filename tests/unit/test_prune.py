@@ -205,7 +205,7 @@ def test_an_allocation_takes_the_cheap_part_and_a_block_takes_its_parts_along() 
 def test_losses_between_measured_shares_follow_a_power() -> None:
     assert interpolate({0.25: 0.01, 0.5: 0.04}, 0.375) == pytest.approx(0.0225)
     assert interpolate({0.25: 0.01, 0.5: 0.04}, 0.125) == pytest.approx(0.0025)
-    assert interpolate({0.25: 0.04, 0.5: 0.04}, 1.0) == pytest.approx(0.16)
+    assert interpolate({0.25: 0.04, 0.5: 0.04}, 1.0) == pytest.approx(0.64)
 
 
 def test_more_than_there_is_is_refused_with_the_most_there_is() -> None:
