@@ -88,9 +88,12 @@ def applies_to(module: torch.nn.Module) -> str:
 
 def restructure(module: Any, plan: Json) -> torch.nn.Module:
     """``module`` with blocks that merge as ``plan["merge"]``, pairs of block and tokens, says; the weights keep their names."""
-    blocks_class, mean_class = _classes()
-    sizes = _Sizes()
-    module.blocks = blocks_class(list(module.blocks), dict(plan["merge"]), module.num_prefix_tokens, sizes)
+    blocks_class, block_class, attention_class, mean_class = _classes()
+    sizes, schedule = _Sizes(), dict(plan["merge"])
+    for block in list(module.blocks)[min(schedule) :]:
+        # Their own classes, called as modules: exporters name a layer by the modules it was called through.
+        block.__class__, block.attn.__class__ = block_class, attention_class
+    module.blocks = blocks_class(list(module.blocks), schedule, module.num_prefix_tokens, sizes)
     if module.global_pool == "avg":
         # timm calls what stands here with the tokens that it would have averaged.
         module.attn_pool = mean_class(sizes, 0 if module.pool_include_prefix else module.num_prefix_tokens)
@@ -285,9 +288,15 @@ class _Sizes:
 
 
 @lru_cache(maxsize=1)
-def _classes() -> tuple[Any, Any]:
+def _classes() -> tuple[Any, Any, Any, Any]:
     """The module classes of this step, made when torch is first needed."""
     import torch
+
+    from edgevit.torchsetup import import_timm
+
+    import_timm()
+    from timm.layers.attention import Attention
+    from timm.models.vision_transformer import Block
 
     class MergingBlocks(torch.nn.Sequential):  # type: ignore[misc]
         """timm Blocks of which some merge tokens between attention and MLP; sizes of tokens go along."""
@@ -299,17 +308,28 @@ def _classes() -> tuple[Any, Any]:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             sizes: torch.Tensor | None = None
             for i, block in enumerate(self):
-                count = self.schedule.get(i, 0)
-                if sizes is None and not count:
+                if i < min(self.schedule):
                     x = block(x)
-                    continue
-                mixed, keys = attend(block.attn, block.norm1(x), sizes)
-                x = x + block.drop_path1(block.ls1(mixed))
-                if count:
-                    x, sizes = merge(x, keys, sizes, count, self.prefix)
-                x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+                else:
+                    x, sizes = block(x, sizes, self.schedule.get(i, 0), self.prefix)
             self.sizes.last = sizes
             return x
+
+    class MergingBlock(Block):  # type: ignore[misc]
+        """timm's Block on tokens with sizes, of which ``count`` merge between attention and MLP."""
+
+        def forward(self, x: torch.Tensor, sizes: torch.Tensor | None, count: int, prefix: int) -> Any:
+            mixed, keys = self.attn(self.norm1(x), sizes)
+            x = x + self.drop_path1(self.ls1(mixed))
+            if count:
+                x, sizes = merge(x, keys, sizes, count, prefix)
+            return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes
+
+    class MergingAttention(Attention):  # type: ignore[misc]
+        """timm's Attention on tokens with sizes; gives the keys as well."""
+
+        def forward(self, x: torch.Tensor, sizes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+            return attend(self, x, sizes)
 
     class SizedMean(torch.nn.Module):  # type: ignore[misc]
         """The mean over (B, N, C) tokens behind ``skip`` others, each counted as often as it was merged: (B, C)."""
@@ -324,4 +344,4 @@ def _classes() -> tuple[Any, Any]:
             sizes = self.sizes.last[:, self.skip :]
             return (x * sizes).sum(1) / sizes.sum(1)
 
-    return MergingBlocks, SizedMean
+    return MergingBlocks, MergingBlock, MergingAttention, SizedMean

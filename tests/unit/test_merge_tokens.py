@@ -199,12 +199,13 @@ def test_two_merge_steps_are_refused() -> None:
 
 @pytest.mark.parametrize("format_", ["onnx", "tflite"])
 def test_the_exported_file_agrees_and_holds_plain_kernels_alone(format_: str) -> None:
+    from edgevit.compress.quantize import quantizable_layers
     from edgevit.export import onnx, tflite
     from edgevit.export.parity import reference_outputs
     from edgevit.export.readback import read_onnx
     from edgevit.export.readback_tflite import read_tflite
     from edgevit.export.runtime import run_artifact
-    from edgevit.quantspec import QuantSpec
+    from edgevit.quantspec import LayerQuant, QuantSpec
 
     module = stepped(digits_vit(depth=3, embed_dim=48), merge={0: 4, 1: 3}).module
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
@@ -222,3 +223,8 @@ def test_the_exported_file_agrees_and_holds_plain_kernels_alone(format_: str) ->
     assert any(o.upper().startswith("TOPK") for o in read.operators)
     outputs = run_artifact(format_, data, pixels, SHAPE, read.input)
     assert np.allclose(outputs, reference_outputs(module, pixels, SHAPE), atol=1e-4)
+    if format_ == "tflite":
+        linear = tuple(
+            LayerQuant(n, "linear", False, 8, "dynamic") for n, _, _ in quantizable_layers(module, convolutions=False)
+        )
+        assert len(tflite.match_layers(data, QuantSpec("int8-dynamic", linear), module)) == 13
