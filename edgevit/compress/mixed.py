@@ -32,6 +32,7 @@ from edgevit.compress.weight_only import (
     round_plainly,
     size_text,
     verify_layers,
+    verify_weight,
     weight_bytes,
 )
 from edgevit.errors import BuildError
@@ -197,8 +198,7 @@ def _widths(
     for done, one in enumerate(layers):
         layer: Any = module.get_submodule(one.name)
         weight = layer.weight.detach().flatten(1)
-        if not bool(torch.isfinite(weight).all()):
-            raise BuildError(f"NaN or infinity in the weight of {one.name}", hint="check the weights")
+        verify_weight(one.name, weight)
         bias = None if layer.bias is None else layer.bias.detach()
         widths = []
         if one.kind == "linear" and not one.last:

@@ -185,7 +185,11 @@ class _IntegerWriter:
         """Convolutions of the spec whose weight in the graph is not the module's own."""
         import numpy as np
 
-        found = [(one.name, self.weight_of(self.find(one))) for one in spec.layers if one.kind == "conv"]
+        found = [
+            (one.name, self.weight_of(self.find(one)))
+            for one in spec.layers
+            if one.kind == "conv" and one.activations == "static"
+        ]
         return [n for n, weight in found if not np.array_equal(weight, module.get_submodule(n).weight.detach().numpy())]
 
     def outputs_of(self, layers: list[str]) -> dict[str, str]:

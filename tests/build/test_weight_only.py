@@ -152,7 +152,7 @@ def test_tflite_carries_out_int4_per_channel_and_refuses_groups_by_name(
     assert "groups of 16; set group: null" in refused_layers("tflite", int4[0].spec)
     assert refused_layers("onnx", int4[0].spec) == ""
     model = tiny_vit(depth=1)
-    model.norm.weight.data.uniform_(0.5, 2)
+    model.fc_norm.weight.data.uniform_(0.5, 2)
     model.blocks[0].norm1.weight.data.uniform_(0.5, 2)
     state = quantized(model, PER_CHANNEL, pixels)
     assert refused_layers("tflite", state.spec) == ""
@@ -177,7 +177,7 @@ def test_layer_norms_are_folded_exactly_and_only_where_all_readers_are_linear() 
         norm.bias.data.normal_()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     folded, count = fold_norms(model, x)
-    assert count == 4  # Two blocks with two each; the last norm's output is pooled before the head reads it.
+    assert count == 5  # Two blocks with two each, and the norm before the head.
     torch.testing.assert_close(folded(x), model(x), atol=1e-4, rtol=1e-4)
     assert bool((folded.get_submodule("blocks.0.norm1").weight == 1).all())
 
