@@ -29,7 +29,7 @@ def ranges_of_tensors(
     preprocessing: Preprocessing,
     on_progress: Progress,
 ) -> dict[str, Any]:
-    """Tensor name → {"min", "max"} of the inputs and outputs of the static layers in ``found``: the QuantSpec's own, or observed
+    """Tensor name → {"min", "max"} of inputs and outputs of the static layers in ``found``: the QuantSpec's own, or observed
     on the file over ``pixels`` (N, height, width, 3) where the converter changed the layer. Tensors that several operators
     share take the widest of their ranges, which clips nothing."""
     import numpy as np
