@@ -124,7 +124,7 @@ def test_smoothing_leaves_a_transformer_as_it_was(vit: LoadedModel, seed: int, s
     inputs = {n: torch.exp(spread * torch.randn(m.in_features)) for n, m in linears(vit)}
     outputs = {n: torch.exp(spread * torch.randn(m.out_features)) for n, m in linears(vit)}
     module, norms = smooth_norms(vit.module, x, inputs)
-    assert len(norms) == 4
+    assert len(norms) == 5  # two of each block, and the one before the head
     module, attentions = balance_attention(module, x, inputs, outputs)
     assert attentions == ["blocks.0.attn", "blocks.1.attn"]
     expected = run(vit.module, x)
