@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 AT = (0.27, 0.55)
 """Where ``ratio`` merges, as shares of the depth: rarely, since every merge interrupts a runtime's fast path, and not before
-tokens know their surroundings. The least damage of 30 schedules of a third fewer MACs of DeiT-Tiny, on training images."""
+tokens know their surroundings. The least damage of 20 schedules of a third fewer MACs of DeiT-Tiny, on training images."""
 
 
 class MergeTokensConfig(StepConfig):
