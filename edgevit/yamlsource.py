@@ -130,6 +130,14 @@ def _syntax_problem(error: Exception, text: str, name: str) -> str:
 _SCALARS = {"null": "null", "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
 
 
+# A block or a class may be named by its number; 010 or 1_000 mean different numbers to different readers.
+_PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]*")
+
+
+def _is_text(node: Any) -> bool:
+    return str(node.tag) == "tag:yaml.org,2002:str"
+
+
 class _Reader:
     """Nodes → plain values, noting lines and problems on the way."""
 
@@ -170,7 +178,7 @@ class _Reader:
             self.complain(node, place, f"the tag {node.tag} is not understood; write a plain mapping")
             return out
         for key_node, value_node in node.value:
-            if key_node.id != "scalar" or str(key_node.tag) != "tag:yaml.org,2002:str":
+            if key_node.id != "scalar" or not (_is_text(key_node) or _PLAIN_NUMBER.fullmatch(key_node.value)):
                 shown = f" ({key_node.value})" if key_node.id == "scalar" else ""
                 hint = f"; write '{key_node.value}' in quotes" if key_node.id == "scalar" and key_node.value != "<<" else ""
                 what = "merge keys (<<) are not supported" if shown == " (<<)" else f"a key{shown} that is not a text{hint}"

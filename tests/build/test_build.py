@@ -197,7 +197,9 @@ def test_a_hybrid_quantizes_depthwise_and_padded_convolutions(build: Build, imag
 
 def test_static_without_calibration_images_is_refused(build: Build, images: Path) -> None:
     for data in ({}, {"eval_data": images}):
-        with pytest.raises(DataError, match="int8-static needs unlabelled images for its step quantize, and was given no images") as caught:
+        with pytest.raises(
+            DataError, match="int8-static needs unlabelled images for its step quantize, and was given no images"
+        ) as caught:
             build("int8-static", **data)
         assert "--calib" in caught.value.hint
 

@@ -68,7 +68,7 @@ def test_two_quantize_steps_are_an_error(tmp_path: Path) -> None:
 
 
 def test_an_entry_of_no_kind_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected one of .*quantize"):
+    with pytest.raises(ConfigError, match=r"expected one of .*quantize"):
         load_recipe(write(tmp_path, GOOD + "  - {}\n"))
 
 

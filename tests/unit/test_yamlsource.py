@@ -104,6 +104,7 @@ def test_every_problem_is_reported_at_once_with_line_and_suggestion() -> None:
         ("a: &a [*a]\n", "f.yaml:1: nested deeper than 32 levels"),
         ("[" * 3000, "f.yaml: nested deeper than 32 levels"),
         ("<<: {a: 1}\n", "f.yaml:1: merge keys (<<) are not supported"),
+        ("010: x\n", "f.yaml:1: a key (010) that is not a text; write '010' in quotes"),
         ("3.8: x\n", "f.yaml:1: a key (3.8) that is not a text; write '3.8' in quotes"),
         ("a: \x01\n", "f.yaml:1: the character U+0001 cannot stand in a YAML file"),
         ("x:\n  a: .nan\n", "f.yaml:2: x.a: '.nan': .nan is not a finite number"),
