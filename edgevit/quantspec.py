@@ -26,6 +26,9 @@ class LayerQuant:
     ``group`` inputs share one scale, None for all of an output channel's. ``scales`` float32 and ``zeros`` int32, both (out,
     groups), are set where the grid is not the largest entry ÷ 127; zero points are 0 on a symmetric grid, ±(2^(bits−1) − 1),
     and lie on 0 … 2^bits − 1 on any other.
+
+    ``rows``, for dynamic activations in a runtime that takes one range for a whole tensor: each row is divided by its largest
+    magnitude before it is quantized, and the product multiplied by that again.
     """
 
     name: str
@@ -35,6 +38,7 @@ class LayerQuant:
     activations: Activations
     input_range: tuple[float, float] | None = None
     output_range: tuple[float, float] | None = None
+    rows: bool = False
     group: int | None = None
     symmetric: bool = True
     scales: NDArray[np.float32] | None = field(default=None, compare=False)

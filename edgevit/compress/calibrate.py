@@ -146,8 +146,8 @@ def choose_ranges(
     """Ranges of one layer. ``minmax`` takes what was seen; ``error`` shrinks it to the smallest relative squared error of each
     sampled row: of the input behind ``weight`` (out, in) where there is one, of the output behind the activation ``behind``.
 
-    Quantiles of all rows, means of each image's extremes, and errors weighted by the gradient of the model's outputs were
-    measured too and are far worse: the few large activations carry the answer.
+    The error is that of the layer's output, not of its input: the few large activations carry the answer, and ranges that clip
+    them by how rare they are (quantiles) do not see that.
     """
     import torch
 

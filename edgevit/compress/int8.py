@@ -18,7 +18,8 @@ from edgevit.compress.calibrate import LayerRange, Watch, choose_ranges, normali
 from edgevit.compress.equalise import equalise, fold_batch_norms, trace_readers
 from edgevit.compress.fold import fold_norms
 from edgevit.compress.rounding import Grid, output_error, round_weight
-from edgevit.compress.smooth import balance_attention, smooth_norms
+from edgevit.compress.row_ranges import IMAGES, layers_for_rows
+from edgevit.compress.smooth import balance_attention, hold_scales, smooth_norms
 from edgevit.errors import BuildError
 from edgevit.quantspec import LayerQuant, QuantSpec
 
@@ -33,9 +34,6 @@ GRID = Grid(8)
 SWEEPS = 1
 """Of coordinate descent after GPTQ; a second gains nothing measurable at 8 bits."""
 
-FOLDS_NORMS = ("tflite",)
-"""Formats whose converter folds LayerNorm's scale into the next layer, which undoes smoothing through it."""
-
 
 @dataclass(frozen=True)
 class _Prepared:
@@ -43,6 +41,7 @@ class _Prepared:
 
     module: torch.nn.Module
     notes: Mapping[str, str]
+    smoothed: tuple[str, ...] = ()
 
 
 def int8(state: Compressed, config: QuantizeConfig, context: StepContext) -> Compressed:
@@ -62,22 +61,40 @@ def int8(state: Compressed, config: QuantizeConfig, context: StepContext) -> Com
     _verify_finite(state.module, [n for n, _, _ in found])
     pixels = context.calibration.pixels[: config.images]
     x = normalise(pixels[:2], state.preprocessing)
-    base = _folded(state.module, x)
-    if context.calibration.real and config.smooth and static:
-        base = _balanced(base, x, state, pixels, context)
-    smoothed = base
-    formats = tuple(f for f in context.formats if f not in FOLDS_NORMS)
-    if context.calibration.real and config.smooth and formats:
-        # Ranges of a row, as LiteRT takes them at run time, gain nothing from balance; those of a whole tensor do.
-        smoothed = _smoothed(base if static else _balanced(base, x, state, pixels, context), x, state, pixels, context)
-    if smoothed.notes == base.notes or len(formats) in (0, len(context.formats)):
-        module, spec, details = _quantized(smoothed, state, config, context, pixels)
-        return _reported(replace(state, module=module, spec=spec), config, details, what)
-    module, spec, details = _quantized(base, state, config, context, pixels)
-    other, other_spec, other_details = _quantized(smoothed, state, config, context, pixels)
-    both = {n: told if told == details[n] else f"{told}; tflite: {details[n]}" for n, told in other_details.items()}
-    made = replace(state, module=module, spec=spec, per_format=dict.fromkeys(formats, (other, other_spec)))
-    return _reported(made, config, both, what)
+    prepared = _folded(state.module, x)
+    if context.calibration.real and config.smooth:
+        prepared = _smoothed(_balanced(prepared, x, state, pixels, context), x, state, pixels, context)
+    module, spec, details = _quantized(prepared, state, config, context, pixels)
+    made = replace(state, module=module, spec=spec)
+    if context.calibration.real:
+        made = _with_rows(made, details, config.row_share, context, pixels)
+    if "tflite" in context.formats and prepared.smoothed:
+        held = hold_scales(module, x, list(prepared.smoothed))
+        made = replace(made, per_format={**made.per_format, "tflite": (held, made.carried("tflite")[1])})
+    return _reported(made, config, details, what)
+
+
+def _with_rows(
+    state: Compressed, details: dict[str, str], share: float, context: StepContext, pixels: NDArray[np.uint8]
+) -> Compressed:
+    """Ranges for each row, taken at run time, for the layers that gain most from them. LiteRT takes dynamic ranges of each row
+    by itself; ONNX Runtime takes one of the whole tensor, whose rows are divided by their largest magnitude before."""
+    module, spec = state.module, state.spec
+    context.on_progress.start("rows", "measuring activations", len(spec.layers), "layers")
+    chosen = layers_for_rows(module, spec.layers, share, normalise(pixels[:IMAGES], state.preprocessing))
+    context.on_progress.finish("rows", f"{len(chosen)} layers take a range for each row")
+    for name, (now, rows) in chosen.items():
+        changes = f"outputs change by {100 * now**0.5:.2g} % with one range, {100 * rows**0.5:.2g} % so"
+        details[name] = f"{details[name]}, a range for each row at run time ({changes})"
+
+    def eased(rows: bool) -> QuantSpec:
+        return replace(spec, layers=tuple(one if one.name not in chosen else _run_time(one, rows) for one in spec.layers))
+
+    return replace(state, spec=eased(rows=True), per_format={"tflite": (module, eased(rows=False))})
+
+
+def _run_time(layer: LayerQuant, rows: bool) -> LayerQuant:
+    return replace(layer, activations="dynamic", input_range=None, output_range=None, rows=rows)
 
 
 def _reported(state: Compressed, config: QuantizeConfig, details: Mapping[str, str], what: str) -> Compressed:
@@ -125,7 +142,8 @@ def _smoothed(
     inputs, _ = _largest(_watch(prepared.module, state, pixels, context))
     module, norms = smooth_norms(prepared.module, x, inputs)
     readers = trace_readers(module, x)
-    return _Prepared(module, {**prepared.notes, **{r: "inputs smoothed" for n in norms for r in readers[n]}})
+    notes = {r: "inputs smoothed" for n in norms for r in readers[n]}
+    return _Prepared(module, {**prepared.notes, **notes}, tuple(norms))
 
 
 def _watch(

@@ -60,6 +60,13 @@ class QuantizeConfig(StepConfig):
     smooth: bool = Field(
         default=True, description="int8: move outliers of activations into weights, exactly, where there are images"
     )
+    row_share: float = Field(
+        default=0.125,
+        ge=0,
+        le=1,
+        description="int8: the share of linear layers, those measured to gain most, whose activations have a range for each "
+        "row, taken at run time, where there are images",
+    )
     group: Literal[16, 32, 64, 128] | None = Field(
         default=32, description="int4 weights: how many inputs share one scale and zero point; null: all of an output channel's"
     )
@@ -72,6 +79,10 @@ class QuantizeConfig(StepConfig):
     budget: Budget | None = Field(default=None, description="mixed: what the layers' widths together must keep")
     SOURCES = (
         "quantize.py",
+        "int8.py",
+        "equalise.py",
+        "smooth.py",
+        "row_ranges.py",
         "calibrate.py",
         "rounding.py",
         "weight_only.py",

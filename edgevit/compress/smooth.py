@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ def smooth_norms(
     """Divide each channel of an affine LayerNorm's output by a factor and multiply the columns of every linear layer that reads
     it (SmoothQuant, Xiao et al. 2023; RepQ-ViT, Li et al. 2023). ``largest``: layer → largest magnitude of each input channel.
 
-    Returns the new module and the norms that were smoothed. A graph that folds the norm's scale into the next layer by itself
-    (TFLite's) undoes it.
+    Returns the new module and the norms that were smoothed. A converter that folds the norm's scale into the next layer by
+    itself (TFLite's) undoes it: see :func:`hold_scales`.
     """
     import torch
 
@@ -50,6 +51,44 @@ def _smooth(name: str, readers: list[str], factors: torch.Tensor) -> Edit:
             scale_inputs(root.get_submodule(reader), factors)
 
     return edit
+
+
+def hold_scales(module: torch.nn.Module, x: torch.Tensor, norms: list[str]) -> torch.nn.Module:
+    """A copy of ``module`` whose LayerNorms ``norms`` multiply their scale into the inverse deviation of each row, a product of
+    two computed tensors that no converter can fold into the layer behind. A norm with a bias keeps its form."""
+    edits = {n: _hold(n) for n in norms if not _has_bias(module.get_submodule(n))}
+    return apply_exact(module, x, edits)[0]
+
+
+def _has_bias(norm: Any) -> bool:
+    return norm.bias is not None and bool(norm.bias.any())
+
+
+def _hold(name: str) -> Edit:
+    def edit(root: torch.nn.Module) -> None:
+        parent, _, last = name.rpartition(".")
+        setattr(root.get_submodule(parent), last, _held_norm()(root.get_submodule(name)))
+
+    return edit
+
+
+@functools.cache
+def _held_norm() -> Any:
+    import torch
+
+    class HeldNorm(torch.nn.Module):  # type: ignore[misc]
+        """LayerNorm over the last axis without a bias, its scale held where a converter leaves it."""
+
+        def __init__(self, norm: Any) -> None:
+            super().__init__()
+            self.weight, self.eps = norm.weight, norm.eps
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            centred = x - x.mean(-1, keepdim=True)
+            inverse = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+            return centred * (inverse * self.weight)
+
+    return HeldNorm
 
 
 def balance_attention(

@@ -211,7 +211,7 @@ class _IntegerWriter:
         nodes = make(layer, node.input[0], quantized.T.copy(), scale, out)
         if bias is not None:
             nodes.append(self._node("Add", [out, bias], [node.output[0]], f"{layer.name}/Bias"))
-        elif layer.activations != "dynamic":
+        elif layer.activations != "dynamic" or layer.rows:
             self._keep_bias_apart(layer, node)
         self.replaced[node.name] = nodes
 
@@ -276,13 +276,36 @@ class _IntegerWriter:
         w = self._constant(f"{n}.weight_int8", weight)
         ws = self._constant(f"{n}.weight_scale", scale)
         wz = self._constant(f"{n}.weight_zero", np.zeros(len(scale), np.int8))
+        before: list[Any] = []
+        after: list[Any] = []
+        if layer.rows:
+            before, x, row = self._divided_rows(n, x)
+            after = [self._node("Mul", [f"{n}.rows_product", row], [out], f"{n}/MultiplyRows")]
+            out = f"{n}.rows_product"
         return [
+            *before,
             self._node("DynamicQuantizeLinear", [x], [f"{n}.x_int8", f"{n}.x_scale", f"{n}.x_zero"], f"{n}/QuantizeInput"),
             self._node("MatMulInteger", [f"{n}.x_int8", w, f"{n}.x_zero", wz], [f"{n}.sum"], f"{n}/MatMulInteger"),
             self._node("Cast", [f"{n}.sum"], [f"{n}.sum_float"], f"{n}/Cast", to=self.onnx.TensorProto.FLOAT),
             self._node("Mul", [f"{n}.x_scale", ws], [f"{n}.scale"], f"{n}/Scale"),
             self._node("Mul", [f"{n}.sum_float", f"{n}.scale"], [out], f"{n}/Rescale"),
+            *after,
         ]
+
+    def _divided_rows(self, n: str, x: str) -> tuple[list[Any], str, str]:
+        """Nodes that divide each row of ``x`` by its largest magnitude, and the names of the quotient and of the magnitudes."""
+        import numpy as np
+
+        last = self._constant(f"{n}.rows_axis", np.array([-1], np.int64))
+        # A row of zeros stays one, and is not divided by zero.
+        least = self._constant(f"{n}.rows_least", np.array(np.finfo(np.float32).tiny, np.float32))
+        nodes = [
+            self._node("Abs", [x], [f"{n}.rows_abs"], f"{n}/AbsRows"),
+            self._node("ReduceMax", [f"{n}.rows_abs", last], [f"{n}.rows_max"], f"{n}/LargestOfRows", keepdims=1),
+            self._node("Max", [f"{n}.rows_max", least], [f"{n}.rows"], f"{n}/Rows"),
+            self._node("Div", [x, f"{n}.rows"], [f"{n}.rows_divided"], f"{n}/DivideRows"),
+        ]
+        return nodes, f"{n}.rows_divided", f"{n}.rows"
 
     def _static_linear(
         self, layer: LayerQuant, x: str, weight: NDArray[np.int8], scale: NDArray[np.float32], out: str

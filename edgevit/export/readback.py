@@ -9,7 +9,7 @@ from device_agents.wire import TensorSpec
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export import ReadBack
 from edgevit.export.onnx_blocks import BLOCK_DOMAIN, difference, in_blocks, uses_blocks
-from edgevit.quantspec import QuantSpec
+from edgevit.quantspec import LayerQuant, QuantSpec, activation_grid
 
 _FLOAT, _UINT8, _INT8, _INT32, _FLOAT16, _DOUBLE = 1, 2, 3, 6, 10, 11
 _DTYPES = {_FLOAT: "float32", _UINT8: "uint8", _INT8: "int8", _FLOAT16: "float16"}
@@ -100,6 +100,7 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, opera
 
     asked = float_weights(float_model, spec)
     held = {i.name: i for i in graph.initializer}
+    nodes = {n.name: n for n in graph.node}
     differing = []
     for layer in spec.layers:
         if layer.activations == "float":
@@ -118,6 +119,8 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, opera
             differing.append(f"{layer.name} (other integers)")
         elif not np.array_equal(numpy_helper.to_array(scales), scale):
             differing.append(f"{layer.name} (other scales)")
+        elif found := _activation_difference(nodes, held, layer):
+            differing.append(f"{layer.name} ({found})")
     if differing:
         raise ExportError(
             f"{len(differing)} of {len(spec.layers)} layers in the ONNX file are not what the QuantSpec says: "
@@ -139,3 +142,27 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, opera
             f"{operators.get('QuantizeLinear', 0)} QuantizeLinear nodes in the ONNX file, the QuantSpec asks for {pairs}"
         )
     return len(spec.layers)
+
+
+def _activation_difference(nodes: dict[str, Any], held: dict[str, Any], layer: LayerQuant) -> str:
+    """What the activations that a layer reads have other than the QuantSpec says, or nothing."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    n = layer.name
+    if layer.activations == "static":
+        quantize = nodes.get(f"{n}.input/Quantize")
+        if quantize is None or layer.input_range is None or any(name not in held for name in quantize.input[1:]):
+            return "no static activations"
+        scale, zero = (numpy_helper.to_array(held[name]) for name in quantize.input[1:])
+        wanted_scale, wanted_zero = activation_grid(*layer.input_range)
+        same = np.float32(wanted_scale) == scale and wanted_zero == zero
+        return "" if same else "other activation scales"
+    quantize, divide, multiply = (nodes.get(f"{n}/{part}") for part in ("QuantizeInput", "DivideRows", "MultiplyRows"))
+    if quantize is None:
+        return "no dynamic activations"
+    if not layer.rows:
+        return "a range for each row" if divide is not None or multiply is not None else ""
+    if divide is None or multiply is None or quantize.input[0] != divide.output[0] or multiply.input[1] != divide.input[1]:
+        return "one range for all rows"
+    return ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from device_agents.wire import TensorSpec
 from edgevit.errors import ExportError
 from edgevit.export import ReadBack, tflite
+from edgevit.export.tflite_calibrate import unchanged_ranges
 from edgevit.export.tflite_weights import difference, float_biases
 from edgevit.quantspec import QuantSpec
 
@@ -64,11 +65,12 @@ def _verify_integers(data: bytes, float_model: bytes, spec: QuantSpec, module: A
     asked = tflite.match_layers(float_model, spec, module)
     parsed = tflite.read_flatbuffer(data)
     biases = float_biases(float_model)
+    ranges = unchanged_ranges(asked, [one for one in spec.layers if one.activations == "static"], module)
     differing, folded = [], 0
     for layer in spec.layers:
         op = asked[layer.name]
         folded += not np.array_equal(op.weight, tflite.weight_as_stored(module, layer))
-        found = difference(parsed, layer, op, biases.get(op.output))
+        found = difference(parsed, layer, op, biases.get(op.output), ranges.get(layer.name))
         if found:
             differing.append(f"{layer.name} ({found})")
     if differing:

@@ -129,6 +129,8 @@ def _configure_integers(tool: Any, names: Any, spec: QuantSpec, found: dict[str,
     for layer in spec.layers:
         op = found[layer.name]
         scope = f"^{re.escape(op.scope)}$"
+        if layer.rows:
+            raise ExportError(f"the TFLite exporter divides no rows of {layer.name}: LiteRT takes a range for each by itself")
         if layer.activations == "dynamic":
             tool.add_dynamic_config(scope, names[op.kind], layer.weight_bits)
         elif layer.activations == "static":

@@ -12,7 +12,7 @@ from edgevit.errors import ExportError, MissingExtra
 from edgevit.export.runtime import THREADS, prepare_input
 from edgevit.export.tflite import MatrixOp, weight_as_stored
 from edgevit.progress import Progress
-from edgevit.quantspec import QuantSpec
+from edgevit.quantspec import LayerQuant, QuantSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,13 +35,7 @@ def ranges_of_tensors(
     import numpy as np
 
     static = [one for one in spec.layers if one.activations == "static"]
-    changed = [
-        found[one.name]
-        for one in static
-        if found[one.name].fused
-        or one.input_range is None
-        or not np.array_equal(found[one.name].weight, weight_as_stored(module, one))
-    ]
+    changed = [found[n] for n in changed_layers(found, static, module)]
     observed = _observe(model, changed, spec, pixels, preprocessing, on_progress) if changed else {}
     ranges: dict[str, Any] = {}
     for one in static:
@@ -55,6 +49,33 @@ def ranges_of_tensors(
                 low, high = min(low, float(ranges[tensor]["min"].min())), max(high, float(ranges[tensor]["max"].max()))
             ranges[tensor] = {"min": np.array([[low]], np.float32), "max": np.array([[high]], np.float32)}
     return ranges
+
+
+def changed_layers(found: Mapping[str, MatrixOp], layers: Sequence[LayerQuant], module: torch.nn.Module) -> list[str]:
+    """Those of the static ``layers`` whose weight or output the converter changed, so that their ranges say nothing of it."""
+    import numpy as np
+
+    def changed(one: LayerQuant) -> bool:
+        op = found[one.name]
+        return op.fused or one.input_range is None or not np.array_equal(op.weight, weight_as_stored(module, one))
+
+    return [one.name for one in layers if changed(one)]
+
+
+def unchanged_ranges(
+    found: Mapping[str, MatrixOp], layers: Sequence[LayerQuant], module: torch.nn.Module
+) -> dict[str, tuple[float, float]]:
+    """Static layer → the range that its input tensor must have in a file: the widest of all that share it. Layers that the
+    converter changed are left out, and those that share a tensor with one."""
+    changed = set(changed_layers(found, layers, module))
+    ranges: dict[str, tuple[float, float]] = {}
+    observed = {tensor for n in changed for tensor in (found[n].input, found[n].output)}
+    for one in layers:
+        for tensor, bounds in ((found[one.name].input, one.input_range), (found[one.name].output, one.output_range)):
+            if bounds is not None:
+                low, high = ranges.get(tensor, (0.0, 0.0))
+                ranges[tensor] = (min(low, bounds[0]), max(high, bounds[1]))
+    return {one.name: ranges[found[one.name].input] for one in layers if found[one.name].input not in observed}
 
 
 def _observe(

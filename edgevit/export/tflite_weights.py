@@ -38,6 +38,7 @@ class StoredWeight:
     scales: NDArray[np.float32]
     dequantized: bool
     input_scale: float
+    input_zero: int
     input_type: int
     bias: Any
 
@@ -170,14 +171,23 @@ def stored_weight(parsed: Any, op: MatrixOp) -> StoredWeight | None:
         x = graph.tensors[int(one.inputs[0])]
         known = x.quantization is not None and x.quantization.scale is not None
         input_scale = float(x.quantization.scale[0]) if known and int(x.type) == INT8 else 0.0
+        input_zero = int(x.quantization.zeroPoint[0]) if input_scale else 0
         bias = graph.tensors[int(one.inputs[2])] if len(one.inputs) > 2 and int(one.inputs[2]) >= 0 else None
         dequantized = before_kind == "DEQUANTIZE"
-        return StoredWeight(tensor, bits, first.reshape(len(first), -1), scales, dequantized, input_scale, int(x.type), bias)
+        integers = first.reshape(len(first), -1)
+        return StoredWeight(tensor, bits, integers, scales, dequantized, input_scale, input_zero, int(x.type), bias)
     return None
 
 
-def difference(parsed: Any, layer: LayerQuant, op: MatrixOp, bias: NDArray[np.float32] | None = None) -> str:
-    """What a layer of a written file has other than the QuantSpec says, or nothing. ``bias`` is the float file's."""
+def difference(
+    parsed: Any,
+    layer: LayerQuant,
+    op: MatrixOp,
+    bias: NDArray[np.float32] | None = None,
+    input_range: tuple[float, float] | None = None,
+) -> str:
+    """What a layer of a written file has other than the QuantSpec says, or nothing. ``bias`` is the float file's;
+    ``input_range`` that of the tensor a static layer reads, None where it was observed on the file."""
     import numpy as np
 
     stored, wanted = stored_weight(parsed, op), integers_in_file(layer, op)
@@ -191,9 +201,21 @@ def difference(parsed: Any, layer: LayerQuant, op: MatrixOp, bias: NDArray[np.fl
         return "other integers"
     if not np.array_equal(stored.scales, wanted.scales.reshape(-1)):
         return "other scales"
+    if input_range is not None and not _is_grid_of(stored, input_range):
+        return "other activation scales"
     if layer.activations == "static" and bias is not None:
         return _bias_difference(parsed, stored, wanted, bias)
     return ""
+
+
+def _is_grid_of(stored: StoredWeight, bounds: tuple[float, float]) -> bool:
+    """Whether the input's grid is that of ``bounds``, shifted by 128; the quantizer computes it in float32, where a zero point
+    half way between two integers may become either."""
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    if not high > low:
+        return True
+    scale = (high - low) / 255
+    return abs(stored.input_scale - scale) <= 1e-5 * scale and abs(-low / scale - (stored.input_zero + 128)) <= 0.501
 
 
 def _bias_difference(parsed: Any, stored: StoredWeight, wanted: WeightIntegers, bias: NDArray[np.float32]) -> str:

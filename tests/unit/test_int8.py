@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from edgevit.compress import CalibrationData, Compressed, StepContext, TrainingD
 from edgevit.compress.calibrate import Watch, choose_ranges
 from edgevit.compress.equalise import balance, chains, equalise, fold_batch_norms, trace_readers
 from edgevit.compress.quantize import QuantizeConfig
-from edgevit.compress.smooth import balance_attention, smooth_norms
+from edgevit.compress.row_ranges import layers_for_rows, round_rows
+from edgevit.compress.smooth import balance_attention, hold_scales, smooth_norms
 from edgevit.errors import BuildError, DataError
 from edgevit.golden import synthetic_images
 from edgevit.model import LoadedModel, ModelSource, load_model
-from edgevit.quantspec import layer_integers, quantize_weight
+from edgevit.quantspec import LayerQuant, layer_integers, quantize_weight
 from tests.build.conftest import Recorder
 
 
@@ -163,9 +165,71 @@ def test_weights_lie_on_the_grid_the_spec_names(vit: LoadedModel, scheme: str) -
     assert moved > 0
     smoothed = state.carried("onnx")[0].get_submodule("blocks.0.norm1").weight
     assert not torch.equal(smoothed, torch.ones_like(smoothed))
-    # The TFLite converter folds this scale away, and the rounding with it: it must be one there.
-    plain = state.carried("tflite")[0].get_submodule("blocks.0.norm1").weight
-    assert torch.equal(plain, torch.ones_like(plain))
+    # The TFLite converter folds a LayerNorm's scale away, and the rounding with it: it must stand elsewhere there.
+    held = state.carried("tflite")[0]
+    norm = held.get_submodule("blocks.0.norm1")
+    assert not isinstance(norm, torch.nn.LayerNorm) and torch.equal(norm.weight, smoothed)
+    x = torch.randn(2, 3, 32, 32)
+    expected = run(state.carried("onnx")[0], x)
+    assert float((run(held, x) - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+def test_a_norm_with_a_bias_keeps_its_form(vit: LoadedModel) -> None:
+    made = hold_scales(vit.module, torch.randn(1, 3, 32, 32), ["blocks.0.norm1", "blocks.0.norm2"])
+    assert not isinstance(made.get_submodule("blocks.0.norm1"), torch.nn.LayerNorm)
+    biased = copy.deepcopy(vit.module)
+    with torch.no_grad():
+        norm: Any = biased.get_submodule("blocks.0.norm1")
+        norm.bias.fill_(0.5)
+    made = hold_scales(biased, torch.randn(1, 3, 32, 32), ["blocks.0.norm1"])
+    assert isinstance(made.get_submodule("blocks.0.norm1"), torch.nn.LayerNorm)
+
+
+@given(seed=st.integers(0, 10_000), spread=st.floats(0, 4))
+@settings(max_examples=25, deadline=None)
+def test_a_range_for_each_row_keeps_small_rows(seed: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 5, 8, generator=generator) * torch.exp(-spread * torch.arange(5.0))[:, None]
+    x[0, 2] = 0.0
+    rows = round_rows(x)
+    # Half a step of a range that is at most twice the largest magnitude of the row.
+    assert bool(((rows - x).abs() <= x.abs().amax(-1, keepdim=True) / 255 * 1.001).all())
+    assert torch.equal(rows[0, 2], torch.zeros(8))
+
+
+def test_the_layers_that_suffer_most_get_a_range_for_each_row(vit: LoadedModel) -> None:
+    """One token a thousand times smaller than the others, and alone in deciding the answer, needs a range of its own."""
+    layers = tuple(LayerQuant(n, "linear", False, 8, "dynamic") for n in ("small", "plain"))
+
+    class Uneven(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.small, self.plain = torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scaled = x * torch.cat([torch.full((1, 1), 1e-3), torch.ones(15, 1)])
+            return self.plain(1e3 * (self.small(scaled) - self.small.bias)[:, :1])[:, 0]
+
+    chosen = layers_for_rows(Uneven(), layers, 0.5, torch.randn(4, 16, 8))
+    assert list(chosen) == ["small"]
+    now, rows = chosen["small"]
+    assert rows < now / 100
+    assert layers_for_rows(Uneven(), layers, 0.0, torch.randn(4, 16, 8)) == {}
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
+def test_each_format_says_how_it_takes_ranges_of_rows(vit: LoadedModel, scheme: str) -> None:
+    state = carry_out(vit, scheme, formats=("onnx", "tflite"), row_share=0.25)
+    onnx_spec, tflite_spec = state.carried("onnx")[1], state.carried("tflite")[1]
+    chosen = [one.name for one in onnx_spec.layers if one.rows]
+    assert 1 <= len(chosen) <= 3 and not any(one.rows for one in tflite_spec.layers)
+    for name in chosen:
+        here, there = onnx_spec.layer(name), tflite_spec.layer(name)
+        assert here is not None and there is not None
+        assert here.activations == there.activations == "dynamic" and here.input_range is None
+        assert "a range for each row at run time" in state.reports[-1].details[name]
+    assert not any(one.rows for one in carry_out(vit, scheme, row_share=0).spec.layers)
 
 
 def test_rounding_against_inputs_beats_rounding_to_nearest(vit: LoadedModel) -> None:

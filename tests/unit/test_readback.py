@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 
 from edgevit.compress.quantize import quantizable_layers
+from edgevit.compress.row_ranges import round_rows
 from edgevit.errors import ExportError
 from edgevit.export.onnx import apply_spec, export_float
 from edgevit.export.readback import read_onnx
@@ -168,3 +172,56 @@ def test_a_dead_output_channel_quantizes_to_zero() -> None:
     weight = np.array([[0.0, 0.0], [0.5, -1.0]], np.float32)
     grid, scale = quantize_weight(weight)
     assert grid[0].tolist() == [0, 0] and scale[0] == 1 and grid[1].tolist() == [64, -127]
+
+
+def rows_spec(model: LoadedModel, name: str) -> QuantSpec:
+    spec = dynamic_spec(model)
+    return QuantSpec(spec.scheme, tuple(replace(one, rows=one.name == name) for one in spec.layers))
+
+
+def test_divided_rows_compute_what_they_stand_for(model: LoadedModel) -> None:
+    """One token a thousand times smaller than the others comes through with the precision of its own range."""
+    layer = torch.nn.Linear(16, 8)
+    holder = torch.nn.Sequential(torch.nn.Flatten(2), layer)
+    example = replace(model.preprocessing, height=4, width=4)
+    float_file = export_float(holder.eval(), example, 1)
+    one = LayerQuant("1", "linear", False, 8, "dynamic", rows=True)
+    data = apply_spec(float_file, QuantSpec("int8-dynamic", (one,)), holder, np.zeros((0, 4, 4, 3), np.uint8), example)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    x = torch.randn(1, 3, 4, 4) * torch.tensor([1.0, 1e-3, 0.0])[:, None, None]
+    got = torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    integers, scale = quantize_weight(layer.weight.detach().numpy())
+    weight = torch.from_numpy(integers * scale[:, None])
+    with torch.no_grad():
+        expected = round_rows(x.flatten(2)) @ weight.T + layer.bias
+    assert float((got - expected).abs()[0, 1].max()) < 1e-3 * float((expected - layer.bias).abs()[0, 1].max())
+    assert torch.allclose(got, expected, atol=1e-4)
+
+
+def test_rows_that_are_not_divided_are_found(model: LoadedModel, float_model: bytes) -> None:
+    name = "blocks.1.mlp.fc2"
+    spec, plain = rows_spec(model, name), dynamic_spec(model)
+    data = carried(model, float_model, spec)
+    assert read_onnx(data, float_model, spec, CEILING).operators["ReduceMax"] == 1
+    with pytest.raises(ExportError, match=r"1 of 9 layers .*fc2 \(one range for all rows\)"):
+        read_onnx(carried(model, float_model, plain), float_model, spec, CEILING)
+    with pytest.raises(ExportError, match=r"1 of 9 layers .*fc2 \(a range for each row\)"):
+        read_onnx(data, float_model, plain, CEILING)
+
+    def unplug(proto: Any) -> None:
+        nodes = {n.name: n for n in proto.graph.node}
+        nodes[f"{name}/QuantizeInput"].input[0] = nodes[f"{name}/DivideRows"].input[0]
+
+    with pytest.raises(ExportError, match="one range for all rows"):
+        read_onnx(edited(data, unplug), float_model, spec, CEILING)
+
+
+def test_other_activation_scales_are_found(model: LoadedModel, float_model: bytes) -> None:
+    spec = static_spec(model)
+    data = carried(model, float_model, spec)
+    first, *rest = (one for one in spec.layers if one.kind == "linear")
+    others = tuple(one for one in spec.layers if one.name != first.name)
+    wider = QuantSpec(spec.scheme, (*others, replace(first, input_range=(-4.0, 5.0))))
+    assert rest
+    with pytest.raises(ExportError, match=r"1 of 10 layers .*\(other activation scales\)"):
+        read_onnx(data, float_model, wider, CEILING)

@@ -1,0 +1,90 @@
+"""Layers that bear one activation range for a whole tensor worst, and get one for each row (token) at run time instead.
+
+A row of small activations, such as a class token beside patches, is left with few of the 256 steps of a range that others
+fill. What that does to the *model's outputs* is measured one layer at a time: the error behind the layer itself misleads, since
+the network wipes out some errors and carries others to the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgevit.quantspec import LayerQuant, activation_grid
+
+if TYPE_CHECKING:
+    import torch
+
+    Rounding = Callable[[torch.Tensor], torch.Tensor]
+
+IMAGES = 8
+"""Measured on this many calibration images: one run of the module over them for each layer, two for likely ones."""
+
+
+def layers_for_rows(
+    module: torch.nn.Module, layers: tuple[LayerQuant, ...], share: float, x: torch.Tensor
+) -> dict[str, tuple[float, float]]:
+    """The ``share`` of the linear layers that gain most from a range for each row: layer → relative squared change of the
+    outputs for ``x`` (N, 3, H, W) that its activations cause alone with the range they have, and with one for each row."""
+    linear = [one for one in layers if one.kind == "linear"]
+    count = math.ceil(share * len(linear))
+    if not count:
+        return {}
+    now = output_changes(module, {one.name: _rounding(one) for one in linear}, x)
+    likely = sorted(now, key=lambda n: -now[n])[: 3 * count]
+    rows = output_changes(module, dict.fromkeys(likely, round_rows), x)
+    gains = sorted((n for n in likely if rows[n] < now[n]), key=lambda n: rows[n] - now[n])
+    return {n: (now[n], rows[n]) for n in gains[:count]}
+
+
+def output_changes(module: torch.nn.Module, roundings: Mapping[str, Rounding], x: torch.Tensor) -> dict[str, float]:
+    """Layer → mean over images of the squared change of the outputs, relative to them, when its input alone is rounded."""
+    import torch
+
+    changes = {}
+    with torch.no_grad():
+        exact = module(x)
+        size = exact.square().sum(1).clamp_min(1e-12)
+        for name, rounding in roundings.items():
+            hook = module.get_submodule(name).register_forward_pre_hook(_apply(rounding))
+            try:
+                changes[name] = float(((module(x) - exact).square().sum(1) / size).mean())
+            finally:
+                hook.remove()
+    return changes
+
+
+def _apply(rounding: Rounding) -> Any:
+    def change(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (rounding(args[0]), *args[1:])
+
+    return change
+
+
+def _rounding(layer: LayerQuant) -> Rounding:
+    if layer.activations == "dynamic":
+        return round_images
+    low, high = layer.input_range or (0.0, 0.0)
+    scale, zero = activation_grid(low, high)
+    return lambda x: ((x / scale).round() + zero).clamp(0, 255).sub(zero).mul(scale)
+
+
+def round_images(x: torch.Tensor) -> torch.Tensor:
+    """x (N, …) on a grid of 256 steps over the range of each image."""
+    import torch
+
+    flat = x.reshape(len(x), -1)
+    shape = (len(x), *[1] * (x.ndim - 1))
+    low, high = flat.amin(1).clamp_max(0).reshape(shape), flat.amax(1).clamp_min(0).reshape(shape)
+    scale = torch.where(high > low, (high - low) / 255, torch.ones_like(high))
+    zero = (-low / scale).round()
+    return ((x / scale).round() + zero).clamp(0, 255).sub(zero).mul(scale)
+
+
+def round_rows(x: torch.Tensor) -> torch.Tensor:
+    """x (N, …, channels) with each row divided by its largest magnitude, rounded by :func:`round_images`, and multiplied."""
+    import torch
+
+    row = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return round_images(x / row) * row
