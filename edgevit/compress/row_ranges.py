@@ -23,50 +23,68 @@ IMAGES = 8
 
 
 def layers_for_rows(
-    module: torch.nn.Module, layers: tuple[LayerQuant, ...], share: float, x: torch.Tensor
+    module: torch.nn.Module, layers: tuple[LayerQuant, ...], share: float, x: torch.Tensor, outputs: bool = False
 ) -> dict[str, tuple[float, float]]:
     """The ``share`` of the linear layers that gain most from a range for each row: layer → relative squared change of the
-    outputs for ``x`` (N, 3, H, W) that its activations cause alone with the range they have, and with one for each row."""
+    outputs for ``x`` (N, 3, H, W) that its activations cause alone with the range they have, and with one for each row.
+    ``outputs``: the outputs of static layers are rounded too, and those with ranges at run time are not."""
     linear = [one for one in layers if one.kind == "linear"]
     count = math.ceil(share * len(linear))
     if not count:
         return {}
-    now = output_changes(module, {one.name: _rounding(one) for one in linear}, x)
+    now = output_changes(module, {one.name: _roundings(one, outputs) for one in linear}, x)
     likely = sorted(now, key=lambda n: -now[n])[: 3 * count]
-    rows = output_changes(module, dict.fromkeys(likely, round_rows), x)
+    rows = output_changes(module, dict.fromkeys(likely, (round_rows, None)), x)
     gains = sorted((n for n in likely if rows[n] < now[n]), key=lambda n: rows[n] - now[n])
     return {n: (now[n], rows[n]) for n in gains[:count]}
 
 
-def output_changes(module: torch.nn.Module, roundings: Mapping[str, Rounding], x: torch.Tensor) -> dict[str, float]:
-    """Layer → mean over images of the squared change of the outputs, relative to them, when its input alone is rounded."""
+def output_changes(
+    module: torch.nn.Module, roundings: Mapping[str, tuple[Rounding, Rounding | None]], x: torch.Tensor
+) -> dict[str, float]:
+    """Layer → mean over images of the squared change of the module's outputs, relative to them, when that layer's input, and
+    its output where there is a second rounding, alone are rounded."""
     import torch
 
     changes = {}
     with torch.no_grad():
         exact = module(x)
         size = exact.square().sum(1).clamp_min(1e-12)
-        for name, rounding in roundings.items():
-            hook = module.get_submodule(name).register_forward_pre_hook(_apply(rounding))
+        for name, (before, after) in roundings.items():
+            layer = module.get_submodule(name)
+            hooks = [layer.register_forward_pre_hook(_change_input(before))]
+            if after is not None:
+                hooks.append(layer.register_forward_hook(_change_output(after)))
             try:
                 changes[name] = float(((module(x) - exact).square().sum(1) / size).mean())
             finally:
-                hook.remove()
+                for hook in hooks:
+                    hook.remove()
     return changes
 
 
-def _apply(rounding: Rounding) -> Any:
+def _change_input(rounding: Rounding) -> Any:
     def change(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (rounding(args[0]), *args[1:])
 
     return change
 
 
-def _rounding(layer: LayerQuant) -> Rounding:
+def _change_output(rounding: Rounding) -> Any:
+    def change(_: Any, args: tuple[Any, ...], output: Any) -> Any:
+        return rounding(output)
+
+    return change
+
+
+def _roundings(layer: LayerQuant, outputs: bool) -> tuple[Rounding, Rounding | None]:
     if layer.activations == "dynamic":
-        return round_images
-    low, high = layer.input_range or (0.0, 0.0)
-    scale, zero = activation_grid(low, high)
+        return round_images, None
+    return _round_to(layer.input_range), _round_to(layer.output_range) if outputs else None
+
+
+def _round_to(bounds: tuple[float, float] | None) -> Rounding:
+    scale, zero = activation_grid(*(bounds or (0.0, 0.0)))
     return lambda x: ((x / scale).round() + zero).clamp(0, 255).sub(zero).mul(scale)
 
 

