@@ -2,7 +2,8 @@
 
 First what the exporters would fold by themselves is folded (normalisations into linear layers and convolutions), so that the
 weights rounded here are those that run. With images, outliers move from activations into weights where that is exact, and the
-weights of linear layers are rounded against their inputs. Softmax, normalisation, GELU and the products of two activations stay
+weights of linear layers are rounded against their inputs; the layers measured to gain most from it take a range for each row of
+their input at run time, in a static scheme too. Softmax, normalisation, GELU and the products of two activations stay
 float: the fused integer softmax of ONNX Runtime is wrong near uniform attention, and neither pays off.
 """
 

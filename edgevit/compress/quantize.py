@@ -63,7 +63,7 @@ class QuantizeConfig(StepConfig):
     row_share: float | None = Field(
         default=None,
         ge=0,
-        le=1,
+        le=0.5,
         description="int8: the share of linear layers, those measured to gain most, whose activations have a range for each "
         "row, taken at run time, where there are images; null: 0.1 for ONNX, where it costs time, 0.25 for TFLite, where it "
         "costs none",

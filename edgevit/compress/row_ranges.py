@@ -25,11 +25,12 @@ IMAGES = 8
 def layers_for_rows(
     module: torch.nn.Module, layers: tuple[LayerQuant, ...], share: float, x: torch.Tensor, outputs: bool = False
 ) -> dict[str, tuple[float, float]]:
-    """The ``share`` of the linear layers that gain most from a range for each row: layer → relative squared change of the
-    outputs for ``x`` (N, 3, H, W) that its activations cause alone with the range they have, and with one for each row.
-    ``outputs``: the outputs of static layers are rounded too, and those with ranges at run time are not."""
+    """The ``share`` (at most half) of the linear layers that gain most from a range for each row: layer → relative squared
+    change of the module's outputs for ``x`` (N, 3, H, W) that its activations cause alone, with the range they have and with
+    one for each row. ``outputs``: the outputs of static layers are rounded too, those with ranges at run time are not."""
     linear = [one for one in layers if one.kind == "linear"]
-    count = math.ceil(share * len(linear))
+    # At most half, so that a static file of one linear layer, a classifier behind convolutions, stays static.
+    count = min(math.ceil(share * len(linear)), len(linear) // 2)
     if not count:
         return {}
     now = output_changes(module, {one.name: _roundings(one, outputs) for one in linear}, x)
