@@ -96,8 +96,8 @@ class Recipe(BaseModel):
 
     @property
     def images(self) -> int:
-        """The most calibration images any step asks for."""
-        return max((s.config.images for s in self.steps if s.config.needs_images), default=0)
+        """The most calibration images any step looks at."""
+        return max((s.config.images for s in self.steps if s.config.uses_images), default=0)
 
     @property
     def trains(self) -> bool:

@@ -24,6 +24,11 @@ class StepConfig(BaseModel):
         return False
 
     @property
+    def uses_images(self) -> bool:
+        """Whether it looks at real images where there are any, needed or not."""
+        return self.needs_images
+
+    @property
     def needs_labels(self) -> bool:
         return False
 

@@ -45,6 +45,7 @@ class Budget(BaseModel):
 class QuantizeConfig(StepConfig):
     """``quantize:`` of a recipe."""
 
+    images: int = Field(default=128, ge=16, le=4096, description="calibration images, where the scheme looks at any")
     scheme: Precision = Field(description="what weights and activations become")
     ranges: Literal["minmax", "error"] = Field(
         default="error",
@@ -94,6 +95,10 @@ class QuantizeConfig(StepConfig):
     @property
     def needs_images(self) -> bool:
         return self.scheme in ("int8-static", "int4-weights", "mixed")
+
+    @property
+    def uses_images(self) -> bool:
+        return self.needs_images or self.scheme == "int8-dynamic"
 
     @model_validator(mode="after")
     def _budget_is_for_mixed(self) -> QuantizeConfig:

@@ -11,7 +11,7 @@ import pytest
 from edgevit.bundle import Bundle
 from edgevit.cache import Cache
 from edgevit.errors import BuildError, ConfigError, DataError
-from tests.build.conftest import Build, Recorder, blob
+from tests.build.conftest import Build, Recorder, blob, write_images
 
 PRUNE = "  - prune: {ratio: 0.2, images: 16}\n"
 MERGE = "  - merge_tokens: {merge: {0: 3}}\n"
@@ -141,3 +141,9 @@ def test_steps_that_learn_need_real_images_that_differ(build: Build, images: Pat
         steps = (PRUNE, "  - distil: {steps: 2, label_weight: 1.0}\n", LAST)
         build(recipe(tmp_path, *steps), calib_data=flat)
     assert unlabelled.value.hint
+
+
+def test_a_scheme_that_only_profits_from_images_sees_all_it_may(build: Build, images: Path, tmp_path: Path) -> None:
+    dynamic = "  - quantize: {scheme: int8-dynamic, images: 64}\n"
+    many = write_images(tmp_path / "many", 70)
+    assert "over 64 images" in build(recipe(tmp_path, dynamic), calib_data=many).manifest.steps[-1].summary
