@@ -18,11 +18,18 @@ json_option = click.option(
 )
 
 
-def out() -> Console:
-    """The console for results: as wide as the terminal, 100 columns where there is none."""
+WIDE_COLUMNS = 220
+"""Room for every column of a ``--wide`` table: a narrower terminal breaks its lines, nothing is abbreviated."""
+
+
+def out(wide: bool = False) -> Console:
+    """The console for results: as wide as the terminal, 100 columns where there is none; room for ``wide`` tables if asked."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    if wide and console.width < WIDE_COLUMNS:
+        console.width = WIDE_COLUMNS
+    return console
 
 
 def err() -> Console:

@@ -35,7 +35,7 @@ def show_batch(store: Store, batch: str, *, wide: bool, as_json: bool, require_v
     else:
         from edgevit.report.table import render_table
 
-        out().print(render_table(summaries, wide=wide))
+        out(wide).print(render_table(summaries, wide=wide))
         say(f"batch {batch}; edgevit report --batch {batch} -o report.html")
     return int(any(s.failure or (require_valid and not s.verdict.valid) for s in summaries))
 

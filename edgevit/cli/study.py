@@ -314,7 +314,7 @@ def show(
         }
         emit_json("study", payload)
         return
-    out().print(render_study(rows, wide=wide))
+    out(wide).print(render_study(rows, wide=wide))
     count = sum(len(names) for names in measuring.taken.values())
     say(f"{study.name}: {len(built)} cells built, {sum(r.reused for r in results)} taken from the cache, {count} measured")
 

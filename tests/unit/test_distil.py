@@ -176,7 +176,9 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", textwrap.dedent(TWO), str(tmp_path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    # The launcher forks, and a process forked after its parent used several OpenMP threads waits for them for ever.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, env=one_thread)
     assert done.stdout.split() == ["6", "True", "False"], done.stderr
 
 
