@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,8 +13,8 @@ class StepConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    SOURCES: ClassVar[tuple[str, ...]] = ()
-    """Files of ``edgevit/compress`` that decide what the step does: an edited one carries it out anew."""
+    NOT_AFTER: ClassVar[Mapping[str, str]] = {}
+    """Kinds of step it makes no sense after, each with what was expected."""
 
     images: int = Field(default=256, ge=16, le=4096, description="how many calibration images are used at most, where any are")
 
@@ -39,4 +39,4 @@ class StepConfig(BaseModel):
 
     def out_of_place(self, before: Sequence[str]) -> str:
         """Why the step makes no sense after the kinds of step ``before``, or nothing."""
-        return ""
+        return next((f"after {kind}, {reason}" for kind, reason in self.NOT_AFTER.items() if kind in before), "")

@@ -69,7 +69,6 @@ class DistilConfig(StepConfig):
     )
     top: int = Field(default=100, ge=1, le=10_000, description="with passes: how many logits of an image are kept")
     seed: int = Field(default=0, ge=0, le=2**31, description="of the order and the crops of images")
-    SOURCES = ("distil.py", "train.py", "augment.py", "match.py", "checkpoint.py", "hardware.py", "calibrate.py")
 
     @model_validator(mode="after")
     def _sensible(self) -> DistilConfig:

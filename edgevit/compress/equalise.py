@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,13 +52,20 @@ def trace_readers(module: torch.nn.Module, x: torch.Tensor) -> dict[str, list[st
             continue
         if isinstance(layer, torch.nn.BatchNorm2d) or not list(layer.children()):
             hooks += [layer.register_forward_pre_hook(before(name)), layer.register_forward_hook(after(name))]
+    run_hooked(module, x, hooks)
+    return {name: found for name, found in readers.items() if found}
+
+
+def run_hooked(module: torch.nn.Module, x: torch.Tensor, hooks: Iterable[Any]) -> None:
+    """Run ``module`` on ``x`` without gradients and take ``hooks`` away again, whatever happens."""
+    import torch
+
     try:
         with torch.no_grad():
             module(x)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: found for name, found in readers.items() if found}
 
 
 def apply_exact(module: torch.nn.Module, x: torch.Tensor, edits: Mapping[str, Edit]) -> tuple[torch.nn.Module, list[str]]:

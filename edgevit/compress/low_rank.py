@@ -9,7 +9,7 @@ sensitive to, not in that of the weights. No labels and no training.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,34 +42,15 @@ class LowRankConfig(StepConfig):
         "approximation on a part of the hidden units), and single layers, split in two (those of no pair named here)",
     )
     refit: bool = Field(default=True, description="refit the layers in order, where that brings the answers nearer")
-    SOURCES = (
-        "low_rank.py",
-        "factor.py",
-        "narrowing.py",
-        "blocks.py",
-        "budget.py",
-        "ridge.py",
-        "sequential.py",
-        "statistics.py",
-        "widths.py",
-        "calibrate.py",
-    )
+
+    NOT_AFTER: ClassVar[Mapping[str, str]] = {
+        "low_rank": "expected one low_rank step with the whole ratio",
+        "merge_tokens": "expected it before: its costs are measured on all tokens",
+    }
 
     @property
     def needs_images(self) -> bool:
         return True
-
-    def out_of_place(self, before: Sequence[str]) -> str:
-        for kind, reason in _NOT_AFTER.items():
-            if kind in before:
-                return f"after {kind}, {reason}"
-        return ""
-
-
-_NOT_AFTER = {
-    "low_rank": "expected one low_rank step with the whole ratio",
-    "merge_tokens": "expected it before: its costs are measured on all tokens",
-}
 
 
 def applies_to(module: torch.nn.Module) -> str:

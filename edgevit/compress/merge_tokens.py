@@ -40,7 +40,6 @@ class MergeTokensConfig(StepConfig):
     )
     r: int | None = Field(default=None, ge=1, description="so many tokens in every block")
     ratio: float | None = Field(default=None, gt=0, lt=1, description="share of the MACs to save, in few merges")
-    SOURCES = ("merge_tokens.py",)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> MergeTokensConfig:

@@ -6,8 +6,8 @@ keep the best approximation of their product. No labels and no training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,35 +46,16 @@ class PruneConfig(StepConfig):
         "their output, by its first-order effect on the answer (taylor), or by their weights alone",
     )
     refit: bool = Field(default=True, description="refit the remaining layers in order, where that brings the answers nearer")
-    SOURCES = (
-        "prune.py",
-        "factor.py",
-        "narrowing.py",
-        "blocks.py",
-        "budget.py",
-        "ridge.py",
-        "sequential.py",
-        "statistics.py",
-        "widths.py",
-        "calibrate.py",
-    )
+
+    NOT_AFTER: ClassVar[Mapping[str, str]] = {
+        "prune": "expected one prune step with the whole ratio",
+        "low_rank": "expected it before: the factors of a layer have no units of their own",
+        "merge_tokens": "expected it before: its costs are measured on all tokens",
+    }
 
     @property
     def needs_images(self) -> bool:
         return True
-
-    def out_of_place(self, before: Sequence[str]) -> str:
-        for kind, reason in _NOT_AFTER.items():
-            if kind in before:
-                return f"after {kind}, {reason}"
-        return ""
-
-
-_NOT_AFTER = {
-    "prune": "expected one prune step with the whole ratio",
-    "low_rank": "expected it before: the factors of a layer have no units of their own",
-    "merge_tokens": "expected it before: its costs are measured on all tokens",
-}
 
 
 def applies_to(module: torch.nn.Module) -> str:

@@ -79,18 +79,6 @@ class QuantizeConfig(StepConfig):
         description="int4-weights: the share of the weights that keeps int8, in the layers measured to suffer most from int4",
     )
     budget: Budget | None = Field(default=None, description="mixed: what the layers' widths together must keep")
-    SOURCES = (
-        "quantize.py",
-        "int8.py",
-        "equalise.py",
-        "smooth.py",
-        "row_ranges.py",
-        "calibrate.py",
-        "rounding.py",
-        "weight_only.py",
-        "mixed.py",
-        "fold.py",
-    )
 
     @property
     def needs_images(self) -> bool:

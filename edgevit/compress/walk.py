@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_agents import wire
 from edgevit.cache import Cache, Entry, digest_of, hash_file, tool_versions
-from edgevit.compress import CalibrationData, Compressed, StepContext, Structure, TrainingData, apply_step, restructure
+from edgevit.compress import KINDS, CalibrationData, Compressed, StepContext, Structure, TrainingData, apply_step, restructure
 from edgevit.errors import BuildError
 from edgevit.macs import count_macs
 from edgevit.progress import Progress
@@ -73,7 +75,7 @@ def run_steps(
 
 def _key(identity: str, steps: Sequence[StepEntry], data: StepData) -> str:
     here = Path(__file__).parent
-    files = sorted({*_COMMON, *(f for s in steps for f in s.config.SOURCES)})
+    files = sorted({f"{name}.py" for s in steps for name in sources_of(KINDS[s.kind].rpartition(".")[2])} | set(_COMMON))
     return digest_of(
         "steps",
         identity,
@@ -82,6 +84,23 @@ def _key(identity: str, steps: Sequence[StepEntry], data: StepData) -> str:
         [hash_file(here / f) for f in files],
         {k: v for k, v in tool_versions().items() if k in ("torch", "timm", "numpy")},
     )
+
+
+@lru_cache(maxsize=64)
+def sources_of(name: str) -> frozenset[str]:
+    """Modules of ``edgevit.compress`` that decide what the module ``name`` of it does: itself and what it imports, wherever in
+    the file, and so on. An edited one carries its steps out anew."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        one = waiting.pop()
+        if one in found:
+            continue
+        found.add(one)
+        tree = ast.parse((Path(__file__).parent / f"{one}.py").read_text(encoding="utf-8"))
+        modules = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        waiting += [m.rpartition(".")[2] for m in modules if m.startswith("edgevit.compress.")]
+    return frozenset(found)
 
 
 def _measured(state: Compressed, step: StepEntry, context: StepContext, reference: Any) -> Compressed:
