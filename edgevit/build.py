@@ -9,30 +9,25 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from device_agents import wire
 from edgevit.artifacts import ArtifactMaker, MadeArtifact
 from edgevit.bundle import Bundle, write_bundle
 from edgevit.cache import Cache, Entry, digest_of, hash_file, tool_versions
-from edgevit.data import ImageSet, match_labels, open_data, pixels
+from edgevit.data import ImageSet
 from edgevit.errors import BuildError, DataError, MissingExtra, UsageError
+from edgevit.images import BuildImages, DataSets, gather_images, keep_pixels, lacks_data, open_sets, width_multiple
 from edgevit.model import LoadedModel, ModelSource, load_model
 from edgevit.profile import Profile
 from edgevit.progress import Progress
 from edgevit.recipe import Recipe
 
-if TYPE_CHECKING:
-    from edgevit.compress import TrainingData
-    from edgevit.compress.walk import StepData
-
 Signer = Callable[[bytes], bytes]
 
-PARITY_IMAGES = 32
 _PACKAGES = {
     "onnx": ("build", ("torch", "timm", "onnx", "onnxscript", "onnxruntime")),
     "tflite": ("tflite", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
@@ -107,47 +102,6 @@ def make_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: P
     return Built(bundle, key, reused)
 
 
-@dataclass(frozen=True)
-class DataSets:
-    """The image sets of one request, listed and not yet decoded; labels are as written."""
-
-    evaluation: ImageSet | None
-    calibration: ImageSet | None
-    training: tuple[ImageSet, ...]
-
-    @property
-    def learned_from(self) -> tuple[ImageSet, ...]:
-        """What training steps see: the training sets, else the calibration set."""
-        return self.training or (() if self.calibration is None else (self.calibration,))
-
-
-def open_sets(request: BuildRequest, cache: Cache) -> DataSets:
-    """List the images of a request. Raises :class:`DataError` as :func:`edgevit.data.open_data` does."""
-
-    def listed(path: Path | None) -> ImageSet | None:
-        return None if path is None else open_data(path, cache)
-
-    training = tuple(open_data(path, cache) for path in request.train_data)
-    return DataSets(listed(request.eval_data), listed(request.calib_data), training)
-
-
-def lacks_data(recipe: Recipe, sets: DataSets) -> tuple[str, str] | None:
-    """Which images ``recipe`` cannot do without and was not given, and the hint; None where nothing is missing."""
-    for step in recipe.steps:
-        config = step.config
-        needed = "labelled images" if config.needs_labels else "unlabelled images"
-        if (config.needs_images and sets.calibration is None) or (config.trains and not sets.learned_from):
-            return f"needs {needed} for its step {step.kind}, and was given no images", "add --calib DATA"
-        seen = sets.learned_from if config.trains else (sets.calibration,)
-        bare = next((s for s in seen if s is not None and s.labels is None), None)
-        if config.needs_labels and bare is not None:
-            return (
-                f"needs {needed} for its step {step.kind}, and {bare.name} has no labels",
-                "add labels, or leave the step out",
-            )
-    return None
-
-
 def _check_request(request: BuildRequest) -> None:
     from importlib.util import find_spec
 
@@ -212,6 +166,7 @@ def code_digest() -> str:
         "artifacts",
         "data",
         "golden",
+        "images",
         "labels",
         "macs",
         "model",
@@ -239,22 +194,12 @@ def _version(cache: Cache, name: str, key: str) -> int:
     return version
 
 
-@dataclass(frozen=True)
-class _Images:
-    """What the build looks at: calibration and training images, parity and golden pixels, and the evaluation set."""
-
-    steps: StepData
-    parity: Any
-    golden: Any
-    evaluation: ImageSet | None
-
-
 def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on_progress: Progress) -> Entry:
     from edgevit.compress import Compressed, StepContext, apply_step
     from edgevit.compress.walk import run_steps
     from edgevit.rewrite import apply_rewrites
 
-    images = _gather(request, model, cache, on_progress)
+    images = gather_images(request, model, cache, on_progress)
     calibration = images.steps.calibration
     state = Compressed(model.module, model.preprocessing, model.module)
     state = run_steps(state, model.info.digest, request.recipe.steps[:-1], images.steps, cache, on_progress)
@@ -279,128 +224,11 @@ def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on
     return _pack(request, model, state.reports, images, made, cache, key, on_progress)
 
 
-def _gather(request: BuildRequest, model: LoadedModel, cache: Cache, on_progress: Progress) -> _Images:
-    from edgevit.compress import CalibrationData
-    from edgevit.compress.walk import StepData
-    from edgevit.golden import GoldenImages, choose_golden, synthetic_images
-
-    evaluation = None
-    if request.eval_data is not None:
-        evaluation = _matched(open_data(request.eval_data, cache), model)
-        if evaluation.labels is None:
-            raise DataError(
-                f"{request.eval_data} has no labels; --eval counts right answers", hint="give it as --calib instead"
-            )
-    calibration_set = None if request.calib_data is None else _matched(open_data(request.calib_data, cache), model)
-    train_sets = [_matched(open_data(path, cache), model) for path in request.train_data]
-    if not train_sets and calibration_set is not None:
-        train_sets = [calibration_set]
-
-    def training() -> TrainingData:
-        return _training_data(request, model, train_sets, cache, on_progress)
-
-    multiple, trained_on = width_multiple(request.profiles), digest_of([s.digest for s in train_sets])
-    source = calibration_set or evaluation
-    if source is None:
-        count = len(choose_golden(1, request.batch))
-        drawn = synthetic_images(count + PARITY_IMAGES, model.preprocessing)
-        none = CalibrationData(drawn[count:], None, real=False)
-        data = StepData(none, training, multiple, "synthetic", trained_on)
-        return _Images(data, drawn[count:], GoldenImages(drawn[:count], "synthetic"), None)
-    wanted = max(request.recipe.images, PARITY_IMAGES) if calibration_set else PARITY_IMAGES
-    order = _shuffled(len(source))[:wanted]
-    golden = choose_golden(len(source), request.batch)
-    chosen = _cached_pixels(cache, source, model.preprocessing, order, "calibration images", on_progress)
-    if calibration_set is not None:
-        verify_different(chosen, str(request.calib_data))
-    labels = None if source.labels is None else tuple(source.labels[i] for i in order)
-    real = CalibrationData(chosen, labels, real=calibration_set is not None)
-    golden_pixels = _cached_pixels(cache, source, model.preprocessing, golden, "golden images", on_progress)
-    data = StepData(real, training, multiple, digest_of(source.digest, real.real), trained_on)
-    return _Images(data, chosen[:PARITY_IMAGES], GoldenImages(golden_pixels, "images"), evaluation)
-
-
-def _training_data(
-    request: BuildRequest, model: LoadedModel, sets: Sequence[ImageSet], cache: Cache, on_progress: Progress
-) -> TrainingData:
-    """Every image of the training sets, a margin wider than the model's input; labels where every set has them."""
-    import numpy as np
-
-    from edgevit.compress import TrainingData
-
-    if not sets:
-        raise DataError(f"{request.recipe.name} trains and was given no images", hint="add --train DATA, or --calib DATA")
-    side = -(-model.preprocessing.height * 8 // 7)
-    wider = replace(model.preprocessing, height=side, width=side, resize_short=side)
-    parts = [_cached_pixels(cache, s, wider, list(range(len(s))), "training images", on_progress) for s in sets]
-    labels = None
-    if all(s.labels is not None for s in sets):
-        labels = tuple(label for s in sets for label in s.labels or ())
-    return TrainingData(parts[0] if len(parts) == 1 else np.concatenate(parts), labels)
-
-
-def verify_different(pixels: Any, where: str) -> None:
-    """Raises :class:`DataError` where all of ``pixels`` (N, height, width, 3) are one image: it teaches no range."""
-    if len(pixels) > 1 and bool((pixels == pixels[:1]).all()):
-        raise DataError(
-            f"{where}: all {len(pixels)} calibration images are alike", hint="give images such as the model will see"
-        )
-
-
-def width_multiple(profiles: Sequence[Profile]) -> int:
-    """What widths must be a multiple of for every one of ``profiles``."""
-    import math
-
-    return math.lcm(*(p.width_multiple.value for p in profiles))
-
-
-def _matched(images: ImageSet, model: LoadedModel) -> ImageSet:
-    """Labels as indices of the model's classes: by its own names, or ImageNet's synsets where it has 1,000."""
-    from edgevit.labels import IMAGENET_CLASSES, imagenet_synsets
-
-    schemes = [] if model.labels is None else [model.labels]
-    if model.info.classes == IMAGENET_CLASSES and images.class_names is not None:
-        schemes.append(imagenet_synsets())
-    return match_labels(images, model.info.classes, schemes, model.info.name)
-
-
-def _shuffled(count: int) -> list[int]:
-    import numpy as np
-
-    return [int(i) for i in np.random.default_rng(0).permutation(count)]
-
-
-def _cached_pixels(
-    cache: Cache, images: ImageSet, preprocessing: wire.Preprocessing, indices: list[int], what: str, on_progress: Progress
-) -> Any:
-    """uint8 pixels from the cache, else made and kept, by data digest, preprocessing and choice."""
-    import numpy as np
-
-    entry = _pixels_entry(cache, images, preprocessing, indices, what, on_progress)
-    return np.load(entry.files["images"], allow_pickle=False)
-
-
-def _pixels_entry(
-    cache: Cache, images: ImageSet, preprocessing: wire.Preprocessing, indices: list[int], what: str, on_progress: Progress
-) -> Entry:
-    from edgevit.golden import npy_bytes
-
-    shape = {k: v for k, v in wire.encode(preprocessing).items() if k != "std"}
-    key = digest_of("pixels", images.digest, shape, indices, tool_versions().get("pillow"))
-    known = cache.get(key)
-    if known is not None:
-        return known
-    on_progress.start(what, f"preparing {what}", len(indices), "images")
-    made = pixels(images, preprocessing, indices, lambda done: on_progress.advance(what, done))
-    on_progress.finish(what, f"{len(indices):,} {what}")
-    return cache.put(key, {"images": npy_bytes(made)}, {})
-
-
 def _pack(
     request: BuildRequest,
     model: LoadedModel,
     reports: tuple[wire.StepReport, ...],
-    images: _Images,
+    images: BuildImages,
     made: list[MadeArtifact],
     cache: Cache,
     key: str,
@@ -451,7 +279,7 @@ def _evaluation(
 
     from edgevit.golden import npy_bytes
 
-    entry = _pixels_entry(cache, images, model.preprocessing, list(range(len(images))), "evaluation images", on_progress)
+    entry = keep_pixels(cache, images, model.preprocessing, list(range(len(images))), "evaluation images", on_progress)
     path = entry.files["images"]
     files["evaluation images"] = path
     files["evaluation labels"] = npy_bytes(np.asarray(images.labels, np.int64))

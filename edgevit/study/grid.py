@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_agents import wire
-from edgevit.build import DataSets
 from edgevit.cache import Cache
 from edgevit.errors import BuildError
+from edgevit.images import DataSets
 from edgevit.profile import Profile
 from edgevit.progress import Progress
 from edgevit.study.file import Study, StudyModel

@@ -8,9 +8,10 @@ from typing import Any
 
 from device_agents import wire
 from edgevit.artifacts import fitting_profiles
-from edgevit.build import BuildRequest, DataSets, build_key, bundle_name, code_digest, lacks_data, open_sets
+from edgevit.build import BuildRequest, build_key, bundle_name, code_digest
 from edgevit.cache import Cache, digest_of, tool_versions
 from edgevit.export import cannot_carry_out
+from edgevit.images import DataSets, lacks_data, open_sets
 from edgevit.profile import Profile
 from edgevit.recipe import Recipe
 from edgevit.study.file import Study, StudyModel

@@ -180,7 +180,8 @@ def test_cells_wait_for_a_piece_of_work_that_a_running_one_is_doing(tmp_path: Pa
 
 
 def test_needed_images_are_missed_before_a_build_begins(home: Path, tmp_path: Path) -> None:
-    from edgevit.build import BuildRequest, DataSets, build_bundle, lacks_data
+    from edgevit.build import BuildRequest, build_bundle
+    from edgevit.images import DataSets, lacks_data
     from edgevit.model import ModelSource
     from edgevit.recipe import load_recipe
 
