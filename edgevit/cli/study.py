@@ -101,7 +101,7 @@ def run_study(
     from edgevit.cli.build import signing_key
     from edgevit.results.store import open_store
     from edgevit.study.grid import build_grid, prepare_examples
-    from edgevit.study.workers import default_jobs
+    from edgevit.workers import default_jobs
 
     cache, key = Cache(), signing_key(sign_key)
     with open_store() as store, showing_progress() as progress:
@@ -267,7 +267,7 @@ class Measuring:
 
     def _references(self, title: str) -> list[CellResult]:
         """The fp32 cells of a model, ONNX first."""
-        plain = [r for r in self.results if r.cell.model.title == title and r.cell.recipe.scheme == "fp32"]
+        plain = [r for r in self.results if r.cell.model.title == title and r.cell.scheme == "fp32"]
         return sorted(plain, key=lambda r: (r.cell.recipe.name != "fp32", r.cell.format != "onnx"))
 
     def _rows_of(self, result: CellResult, target: str, found: dict[str, list[Summary]]) -> list[tuple[Row, Summary | None]]:
@@ -275,7 +275,7 @@ class Measuring:
         from edgevit.study.rows import Row, built_row, measured_row
 
         cell = result.cell
-        bare = Row(cell.model.title, cell.recipe.name, cell.format, cell.recipe.scheme, target, "n/a")
+        bare = Row(cell.model.title, cell.recipe.name, cell.format, cell.scheme, target, "n/a")
         if result.failure is not None:
             text = f"{result.failure.kind}: {result.failure.message}"
             return [(replace(bare, state="failed", reason=text, hint=result.failure.hint), None)]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgevit.errors import BuildError
 from edgevit.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,25 +28,47 @@ class Position:
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], position: Position) -> None:
-    """Write ``tensors`` and ``position``; a reader finds all of it or all of the one before, also after a power cut."""
+    """Write ``tensors`` and ``position``; a reader finds all of it or all of the one before, also after a power cut.
+
+    Raises :class:`BuildError` where the disk does not take it.
+    """
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     data = save(
         {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
         {"position": json.dumps({"step": position.step, "elapsed": position.elapsed})},
     )
-    part = folder / f"{NAME}.part"
-    with part.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(folder / NAME)
-    handle = os.open(folder, os.O_RDONLY)
+    with writing(folder / NAME, len(data)) as part:
+        with part.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(folder / NAME)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def writing(path: Path, size: int) -> Iterator[Path]:
+    """Where to write the ``size`` bytes that then become ``path``; its folder is made.
+
+    A disk that is full or read-only raises :class:`BuildError`; nothing half-written stays behind.
+    """
+    part = path.with_name(f"{path.name}.part")
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+    except OSError as e:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise BuildError(
+            f"distil: {size / 1e6:.1f} MB could not be written to {path}: {e.strerror or e}",
+            hint=f"make room on the disk of {path.parent}, keep what is there, and run the same again: training goes on from "
+            "its last checkpoint",
+        ) from e
 
 
 def load_checkpoint(folder: Path, on_progress: Progress) -> tuple[dict[str, torch.Tensor], Position] | None:

@@ -135,7 +135,7 @@ def distil(state: Compressed, config: DistilConfig, context: StepContext) -> Com
     Raises :class:`DataError` without images, or without labels where ``label_weight`` asks for them; :class:`BuildError` for a
     student of other classes, a depth that is none, and a loss that diverges.
     """
-    from edgevit.compress.train import train_anywhere
+    from edgevit.compress.processes import train_anywhere
 
     context.real_images("distil")
     data = context.training()

@@ -112,7 +112,7 @@ def import_accelerate() -> Any:
 
 
 def gpu_count() -> int:
-    """GPUs that torch can use, asked without starting CUDA in this process: processes forked later start it themselves."""
+    """GPUs that torch can use, asked without starting CUDA in this process, which would take memory from those that train."""
     import torch
 
     return int(torch.cuda.device_count())

@@ -107,7 +107,10 @@ def merge_tokens(state: Compressed, config: MergeTokensConfig, context: StepCont
     none of, and for more tokens than can be paired."""
     reason = applies_to(state.module)
     if reason:
-        raise BuildError(f"merge_tokens cannot apply: {reason}")
+        raise BuildError(
+            f"merge_tokens cannot apply: {reason}",
+            hint="leave the step out; `edgevit recipes` lists the recipes that have none",
+        )
     module: Any = copy.deepcopy(state.module)
     prefix, tokens = int(module.num_prefix_tokens), count_tokens(module, state)
     schedule = _schedule(config, module, state, tokens, prefix)
@@ -287,6 +290,13 @@ class _Sizes:
     last: torch.Tensor | None = None
 
 
+def __getattr__(name: str) -> Any:
+    """The module classes of this step by name: pickle finds them here when a module is sent to another process."""
+    if name in ("MergingBlocks", "MergingBlock", "MergingAttention", "SizedMean"):
+        return next(c for c in _classes() if c.__name__ == name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 @lru_cache(maxsize=1)
 def _classes() -> tuple[Any, Any, Any, Any]:
     """The module classes of this step, made when torch is first needed."""
@@ -344,4 +354,7 @@ def _classes() -> tuple[Any, Any, Any, Any]:
             sizes = self.sizes.last[:, self.skip :]
             return (x * sizes).sum(1) / sizes.sum(1)
 
-    return MergingBlocks, MergingBlock, MergingAttention, SizedMean
+    made = (MergingBlocks, MergingBlock, MergingAttention, SizedMean)
+    for one in made:
+        one.__qualname__ = one.__name__
+    return made

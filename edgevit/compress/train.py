@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing
 from edgevit.compress.augment import Augmentation, Batch, draw_batch
-from edgevit.compress.checkpoint import Position, load_checkpoint, save_checkpoint
-from edgevit.compress.hardware import Accelerated, Hardware, find_hardware, gpu_count, import_accelerate
+from edgevit.compress.checkpoint import Position, load_checkpoint, save_checkpoint, writing
+from edgevit.compress.hardware import Hardware
 from edgevit.compress.match import (
     SparseLogits,
     Taps,
@@ -144,46 +144,21 @@ def train(lesson: Lesson, settings: Settings, hardware: Hardware, scratch: Path,
             for taps in run.taps:
                 taps.remove()
     lesson.student.to("cpu").eval()
-    trained = _trained(settings, Position(run.step, run.elapsed), run.losses, resumed_at)
+    trained = summed_up(settings, Position(run.step, run.elapsed), run.losses, resumed_at)
     told = f"loss {trained.first_loss:.3f} → {trained.last_loss:.3f}"
     on_progress.finish("distil", f"{run.step} steps in {run.elapsed / 60:.1f} min, {told}")
     return trained
 
 
-def train_anywhere(lesson: Lesson, settings: Settings, scratch: Path, on_progress: Progress) -> Trained:
-    """:func:`train` on this machine's GPUs, one process for each where there are several, else on its CPU."""
-    count = gpu_count()
-    if count < 2:
-        return train(lesson, settings, find_hardware(), scratch, on_progress)
-    import_accelerate().notebook_launcher(train_process, (lesson, settings, scratch, on_progress, False), num_processes=count)
-    return collect(lesson, settings, scratch)
-
-
-def train_process(lesson: Lesson, settings: Settings, scratch: Path, on_progress: Progress, cpu: bool) -> None:
-    """:func:`train` in one of several processes; what it learned stays in the checkpoint. ``cpu``: without GPUs, for tests."""
-    train(lesson, settings, Accelerated(cpu), scratch, on_progress)
-
-
-def collect(lesson: Lesson, settings: Settings, scratch: Path) -> Trained:
-    """Give ``lesson.student`` what other processes trained and left in ``scratch``."""
-    found = load_checkpoint(scratch, Quiet())
-    if found is None:
-        raise BuildError(
-            "distil: the training processes ended without a result", hint="run it again: it goes on where it stood"
-        )
-    tensors, position = found
-    lesson.student.load_state_dict(_part(tensors, "model."))
-    lesson.student.eval()
-    return _trained(settings, position, tensors["losses"].tolist(), 0)
-
-
-def _trained(settings: Settings, position: Position, losses: list[float], resumed_at: int) -> Trained:
+def summed_up(settings: Settings, position: Position, losses: list[float], resumed_at: int) -> Trained:
+    """What a training came to that ended at ``position`` with ``losses``, one a step."""
     edge = max(1, len(losses) // 20)
     first, last = (sum(part) / max(len(part), 1) for part in (losses[:edge], losses[-edge:]))
     return Trained(position.step, position.step * settings.batch, first, last, position.elapsed, resumed_at)
 
 
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def part_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint whose names begin with ``prefix``, which is taken off."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -331,12 +306,12 @@ def _teacher_says(run: _Run, batch: Batch, place: tuple[int, int], classes: int)
 
 
 def _keep(path: Path, sparse: SparseLogits) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({"values": sparse.values, "indices": sparse.indices, "rest": sparse.rest}, str(part))
-    part.replace(path)
+    data = save({"values": sparse.values, "indices": sparse.indices, "rest": sparse.rest})
+    with writing(path, len(data)) as part:
+        part.write_bytes(data)
+        part.replace(path)
 
 
 def _save(run: _Run) -> None:
@@ -353,9 +328,9 @@ def _save(run: _Run) -> None:
 
 
 def _take_up(student: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    student.load_state_dict(_part(tensors, "model."))
+    student.load_state_dict(part_of(tensors, "model."))
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in _part(tensors, "optimizer.").items():
+    for name, tensor in part_of(tensors, "optimizer.").items():
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

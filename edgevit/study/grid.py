@@ -31,7 +31,7 @@ from edgevit.study.plan import (
     with_models,
 )
 from edgevit.study.work import Examine, build_cell, examine, make_digits, to_build
-from edgevit.study.workers import Failure, Outcome, Task, run_tasks
+from edgevit.workers import Failure, Outcome, Task, run_tasks
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -153,33 +154,73 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(tmp_path: Path) 
 
 
 TWO = """
-    import sys
+    import pickle, sys
     from pathlib import Path
     import torch
-    from accelerate import debug_launcher
+    from edgevit.compress import apply_step
     from edgevit.compress.distil import DistilConfig, make_settings
-    from edgevit.compress.train import Lesson, collect, train_process
-    from edgevit.progress import Quiet
-    from tests.unit.test_distil import QUICK, SHAPE, damaged, images
+    from edgevit.compress.merge_tokens import MergeTokensConfig
+    from edgevit.compress.processes import collect, train_in_processes
+    from edgevit.compress.train import Lesson
+    from tests.unit.test_distil import QUICK, SHAPE, Told, context, damaged, images
 
-    state, place = damaged(), Path(sys.argv[1])
-    before = state.module.head.weight.clone()
-    lesson = Lesson(state.module, state.original, torch.from_numpy(images()), None, SHAPE, ((0, 0), (1, 1)))
-    settings = make_settings(DistilConfig(**QUICK), 24)
-    debug_launcher(train_process, (lesson, settings, place, Quiet(), True), num_processes=2)
-    trained = collect(lesson, settings, place)
-    print(trained.steps, trained.last_loss < trained.first_loss, torch.equal(before, state.module.head.weight))
+    def main():
+        torch.set_num_threads(2)
+        torch.randn(512, 512) @ torch.randn(512, 512)
+        place, told = Path(sys.argv[1]), Told()
+        state = apply_step(damaged(), MergeTokensConfig(merge={1: 1}), context(place))
+        before = state.module.head.weight.clone()
+        lesson = Lesson(state.module, state.original, torch.from_numpy(images()), None, SHAPE, ((0, 0),))
+        settings = make_settings(DistilConfig(**QUICK), 24)
+        train_in_processes(pickle.dumps((lesson, settings, place)), 2, told, cpu=True)
+        trained = collect(lesson, settings, place)
+        print(trained.steps, trained.last_loss < trained.first_loss, torch.equal(before, state.module.head.weight))
+        print([text for text in told.said if "6 steps in" in text][0].split(":")[0])
+
+    if __name__ == "__main__":
+        main()
 """
 
 
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
+def test_two_processes_train_one_model_of_a_parent_with_several_threads(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", textwrap.dedent(TWO), str(tmp_path)]
-    # The launcher forks, and a process forked after its parent used several OpenMP threads waits for them for ever.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, env=one_thread)
-    assert done.stdout.split() == ["6", "True", "False"], done.stderr
+    script = tmp_path / "two.py"  # processes that start afresh read their parent's script again
+    script.write_text(textwrap.dedent(TWO))
+    several = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=300, env=several
+    )
+    assert done.stdout.split() == ["6", "True", "False", "process", "1", "of", "2"], done.stderr
+
+
+def test_a_process_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    torch = import_torch()
+    from edgevit.compress.distil import make_settings
+    from edgevit.compress.processes import train_in_processes
+    from edgevit.compress.train import Lesson
+
+    state = damaged()
+    with torch.no_grad():
+        state.original.get_parameter("head.weight").fill_(float("nan"))
+    lesson = Lesson(state.module, state.original, torch.from_numpy(images()), None, SHAPE)
+    work = pickle.dumps((lesson, make_settings(DistilConfig(**QUICK), 24), tmp_path))
+    with pytest.raises(BuildError, match=r"process [12] of 2: distil: the loss was nan at step 1"):
+        train_in_processes(work, 2, Quiet(), cpu=True)
+
+
+def test_a_model_that_cannot_be_sent_trains_on_one_gpu_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("accelerate")
+    from edgevit.compress import processes
+    from edgevit.compress.hardware import Cpu
+
+    monkeypatch.setattr(processes, "gpu_count", lambda: 2)
+    monkeypatch.setattr(processes, "find_hardware", Cpu)
+    state, told = damaged(), Told()
+    state.original.register_forward_hook(lambda layer, args, output: None)
+    apply_step(state, DistilConfig(**QUICK), context(tmp_path, told))
+    assert any(text.startswith("2 GPUs, one is used: the model cannot be sent") for text in told.said)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08", b"\xff" * 64])
@@ -205,8 +246,11 @@ def test_a_checkpoint_cut_short_by_a_full_disk_leaves_the_one_before(tmp_path: P
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(BuildError, match=r"training\.safetensors: No space left on device") as caught:
             save_checkpoint(tmp_path, {"a": torch.zeros(3)}, Position(9, 9.0))
+    assert str(tmp_path) in caught.value.hint
+    assert "goes on from its last checkpoint" in caught.value.hint
+    assert [p.name for p in tmp_path.iterdir()] == [NAME], "what was half-written is gone"
     found = load_checkpoint(tmp_path, Quiet())
     assert found is not None
     assert found[1] == Position(1, 2.0)
@@ -265,6 +309,16 @@ def test_kept_logits_ask_the_teacher_once_a_batch(tmp_path: Path) -> None:
     state.original.register_forward_hook(lambda layer, args, output: asked.append(len(output)))
     apply_step(state, DistilConfig(**{**QUICK, "steps": 9}, features=0, passes=1), context(tmp_path))
     assert asked.count(8) == 3
+
+
+def test_a_disk_too_full_for_kept_logits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BuildError, match=r"could not be written to .*teacher/0-0-0\.safetensors: No space left") as caught:
+        apply_step(damaged(), DistilConfig(**QUICK, features=0, passes=1), context(tmp_path))
+    assert "make room on the disk" in caught.value.hint
 
 
 def test_kept_logits_of_all_classes_say_what_the_teacher_said() -> None:

@@ -26,7 +26,7 @@ from edgevit.study.file import StudyFile, list_studies, load_study
 from edgevit.study.measured import is_measured, measured_rows
 from edgevit.study.plan import plan_cells, startable
 from edgevit.study.rows import Row, beats, mcnemar, pair, pareto, related
-from edgevit.study.workers import Outcome, Task, run_tasks
+from edgevit.workers import Outcome, Task, run_tasks
 from tests.support import runs
 
 GOOD = """\

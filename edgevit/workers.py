@@ -109,14 +109,14 @@ def _start(threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs,))
-    with _threads_limited(threads):
+    with threads_limited(threads):
         process.start()
     theirs.close()
     return _Worker(process, ours)
 
 
 @contextmanager
-def _threads_limited(threads: int) -> Iterator[None]:
+def threads_limited(threads: int) -> Iterator[None]:
     """What libraries read once, when they are loaded: it must stand in the environment before the process begins."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
