@@ -477,7 +477,7 @@ class Damage:
 @record
 class StepReport:
     """What one step did: the layers it touched, as text for people by layer, and what it cost. A step that leaves the module as
-    it was has no sizes and no damage of its own."""
+    it was has no sizes and no damage of its own. ``artifacts`` names those it was done for; empty: all of the bundle."""
 
     step: str = name_field()
     layers: int = number(0, 10_000_000)
@@ -487,6 +487,15 @@ class StepReport:
     macs: Optional[BeforeAfter] = None
     damage: Optional[Damage] = None
     seconds: Optional[float] = number(0.0, 1e9, default=None)
+    artifacts: Tuple[str, ...] = items(100, pattern=NAME_PATTERN, max_len=120, default=())
+
+
+@record
+class NotMade:
+    """An artifact that was asked for and is not in the bundle, and why."""
+
+    artifact: str = name_field()
+    reason: str = text(max_len=2000)
 
 
 @record
@@ -508,6 +517,7 @@ class Manifest:
     evaluation_absent: str = text(max_len=400)
     artifacts: Tuple[Artifact, ...] = items(100, 1)
     tools: Dict[str, str] = items(100)
+    not_made: Tuple[NotMade, ...] = items(100, default=())
 
     def blobs(self) -> Tuple[Blob, ...]:
         """Every blob once, in a fixed order."""

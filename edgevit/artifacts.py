@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from device_agents import wire
 from edgevit.cache import Cache, digest_of, tool_versions
-from edgevit.compress import CalibrationData, Compressed
+from edgevit.compress import CalibrationData, Compressed, StepContext, apply_step
+from edgevit.errors import BuildError
 from edgevit.export import PAIRS, ReadBack
 from edgevit.export.oldest import oldest_runtimes, run_in_oldest
 from edgevit.export.parity import reference_outputs, verify_parity
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from edgevit.compress.quantize import QuantizeConfig
     from edgevit.profile import Profile
 
 NEVER_RIGHT = {"tflite-runtime": ("int8-dynamic", "int4-weights", "mixed")}
@@ -41,13 +43,22 @@ class MadeArtifact:
     golden_outputs: bytes
 
 
+@dataclass(frozen=True)
+class MadeVariants:
+    """The artifacts of one bundle in the order asked for, what each step reported, and what could not be made."""
+
+    artifacts: tuple[MadeArtifact, ...]
+    reports: tuple[wire.StepReport, ...]
+    not_made: tuple[wire.NotMade, ...]
+
+
 @dataclass
 class ArtifactMaker:
     """Everything the artifacts of one bundle share. Pixels are uint8 (N, height, width, 3). ``float_module`` is the module
     before the quantize step rounded its weights: what every artifact is held against."""
 
-    state: Compressed
     float_module: torch.nn.Module
+    preprocessing: wire.Preprocessing
     parity_pixels: NDArray[np.uint8]
     golden: GoldenImages
     calibration: CalibrationData
@@ -57,28 +68,29 @@ class ArtifactMaker:
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
-        return reference_outputs(self.float_module, self.parity_pixels, self.state.preprocessing)
+        return reference_outputs(self.float_module, self.parity_pixels, self.preprocessing)
 
-    def make(self, format_: str, profiles: Sequence[Profile]) -> MadeArtifact | str:
-        """The artifact, or why there is none for these profiles. Raises :class:`BuildError` kin where it fails."""
-        scheme = self.state.spec.scheme
-        name = f"{format_}-{scheme}"
+    def make(self, state: Compressed, format_: str, profiles: Sequence[Profile]) -> MadeArtifact | wire.NotMade:
+        """The artifact of ``state`` after its quantize step, or why there is none for these profiles. Raises
+        :class:`BuildError` kin where it fails."""
+        scheme = state.spec.scheme
+        name = artifact_name(format_, scheme)
         if scheme not in PAIRS[format_]:
-            return f"{name}: the {format_} exporter does not carry out {scheme}"
-        reason = refused_layers(format_, self.state.carried(format_)[1])
+            return wire.NotMade(name, f"the {format_} exporter does not carry out {scheme}")
+        reason = refused_layers(format_, state.carried(format_)[1])
         if reason:
-            return f"{name}: {reason}"
+            return wire.NotMade(name, reason[:2000])
         fits = fitting_profiles(format_, scheme, profiles)
         if not fits:
-            return f"{name}: no runtime of {', '.join(p.name for p in profiles)} runs it"
+            return wire.NotMade(name, f"no runtime of {', '.join(p.name for p in profiles)} runs it"[:2000])
         self.on_progress.start(name, f"exporting {name}")
-        model, read = self._export(format_, fits)
+        model, read = self._export(state, format_, fits)
         spec = read.input
         self.on_progress.start(name, f"checking {name}")
-        outputs = run_artifact(format_, model, self.parity_pixels, self.state.preprocessing, spec)
+        outputs = run_artifact(format_, model, self.parity_pixels, self.preprocessing, spec)
         parity = verify_parity(name, scheme, self.reference, outputs)
-        recorded = run_artifact(format_, model, self.golden.pixels, self.state.preprocessing, spec)
-        prepared = prepare_input(self.golden.pixels, self.state.preprocessing, spec)
+        recorded = run_artifact(format_, model, self.golden.pixels, self.preprocessing, spec)
+        prepared = prepare_input(self.golden.pixels, self.preprocessing, spec)
         batches = prepared.reshape(-1, *spec.shape)
         oldest = run_in_oldest(model, format_, oldest_runtimes(format_, scheme, fits), batches, recorded)
         tolerance, source = tolerance_for(scheme, recorded, oldest.checked)
@@ -108,14 +120,14 @@ class ArtifactMaker:
         self.on_progress.finish(name, done + ran)
         return MadeArtifact(artifact, model, golden)
 
-    def _export(self, format_: str, fits: Sequence[Profile]) -> tuple[bytes, ReadBack]:
-        module, spec = self.state.carried(format_)
+    def _export(self, state: Compressed, format_: str, fits: Sequence[Profile]) -> tuple[bytes, ReadBack]:
+        module, spec = state.carried(format_)
         if format_ == "onnx":
             from edgevit.export import onnx
             from edgevit.export.readback import read_onnx
 
             float_model = self._float_model("onnx", onnx, module)
-            model = onnx.apply_spec(float_model, spec, module, self.calibration.pixels, self.state.preprocessing)
+            model = onnx.apply_spec(float_model, spec, module, self.calibration.pixels, self.preprocessing)
             ceiling = onnx_ceiling(tuple(fits))
             allowed = (onnx.IR_VERSION, onnx.OPSET) if ceiling is None else (ceiling.ir_version, ceiling.opset)
             return model, read_onnx(model, float_model, spec, allowed)
@@ -123,21 +135,74 @@ class ArtifactMaker:
         from edgevit.export.readback_tflite import read_tflite
 
         float_model = self._float_model("tflite", tflite, module)
-        model = tflite.apply_spec(
-            float_model, spec, module, self.calibration.pixels, self.state.preprocessing, self.on_progress
-        )
+        model = tflite.apply_spec(float_model, spec, module, self.calibration.pixels, self.preprocessing, self.on_progress)
         return model, read_tflite(model, float_model, spec, module)
 
     def _float_model(self, format_: str, exporter: Any, module: torch.nn.Module) -> bytes:
         """The float32 file every scheme of a model starts from; the slow half of an export, so it is kept."""
-        shape = [self.state.preprocessing.height, self.state.preprocessing.width, self.batch]
+        shape = [self.preprocessing.height, self.preprocessing.width, self.batch]
         key = digest_of("float", format_, module_digest(module), shape, tool_versions(), _source_digest(exporter))
         known = self.cache.get(key)
         if known is not None:
             return known.files["model"].read_bytes()
-        data: bytes = exporter.export_float(module, self.state.preprocessing, self.batch)
+        data: bytes = exporter.export_float(module, self.preprocessing, self.batch)
         self.cache.put(key, {"model": data}, {})
         return data
+
+
+def make_variants(
+    maker: ArtifactMaker,
+    state: Compressed,
+    quantizations: Sequence[QuantizeConfig],
+    formats: Sequence[str],
+    profiles: Sequence[Profile],
+    context: StepContext,
+) -> MadeVariants:
+    """Quantize ``state`` in each of the ways asked for, and export each to every format.
+
+    A quantization or export that fails raises its :class:`BuildError` where it is the only one asked for. Of several it is left
+    out and named, and an error only where nothing is left.
+    """
+    several = len(quantizations) > 1
+    made: list[MadeArtifact] = []
+    reports = list(state.reports)
+    not_made: list[wire.NotMade] = []
+    for config in quantizations:
+        names: list[str] = []
+        try:
+            quantized = apply_step(state, config, context)
+        except BuildError as e:
+            if not several:
+                raise
+            not_made += [wire.NotMade(artifact_name(f, config.scheme), str(e)[:2000]) for f in formats]
+            continue
+        for format_ in formats:
+            try:
+                result = maker.make(quantized, format_, profiles)
+            except BuildError as e:
+                if not several:
+                    raise
+                result = wire.NotMade(artifact_name(format_, config.scheme), str(e)[:2000])
+            if isinstance(result, wire.NotMade):
+                not_made.append(result)
+            else:
+                made.append(result)
+                names.append(result.artifact.name)
+        if names:
+            own = quantized.reports[len(state.reports) :]
+            reports += [replace(report, artifacts=tuple(names)) for report in own] if several else own
+    for one in not_made:
+        maker.on_progress.start(one.artifact, one.artifact)
+        maker.on_progress.finish(one.artifact, f"{one.artifact} is not made: {one.reason}")
+    if not made:
+        reasons = "; ".join(f"{one.artifact}: {one.reason}" for one in not_made)
+        raise BuildError(f"no artifact could be made: {reasons}", hint="edgevit profiles show NAME")
+    return MadeVariants(tuple(made), tuple(reports), tuple(not_made))
+
+
+def artifact_name(format_: str, scheme: str) -> str:
+    """What an artifact is called in its bundle, and the variants of it on a device."""
+    return f"{format_}-{scheme}"
 
 
 def fitting_profiles(format_: str, scheme: str, profiles: Sequence[Profile]) -> tuple[Profile, ...]:

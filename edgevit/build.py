@@ -15,11 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from device_agents import wire
-from edgevit.artifacts import ArtifactMaker, MadeArtifact
+from edgevit.artifacts import ArtifactMaker, MadeVariants, make_variants
 from edgevit.bundle import Bundle, write_bundle
 from edgevit.cache import Cache, Entry, digest_of, hash_file, tool_versions
 from edgevit.data import ImageSet
-from edgevit.errors import BuildError, DataError, MissingExtra, UsageError
+from edgevit.errors import DataError, MissingExtra, UsageError
 from edgevit.images import BuildImages, DataSets, gather_images, keep_pixels, lacks_data, open_sets, width_multiple
 from edgevit.model import LoadedModel, ModelSource, load_model
 from edgevit.profile import Profile
@@ -140,7 +140,8 @@ def build_key(request: BuildRequest, identity: str, sets: DataSets) -> str:
             strict=True,
         )
     ]
-    wanted = [pair for f in request.formats for pair in oldest_runtimes(f, request.recipe.scheme, request.profiles)]
+    pairs = [(format_, scheme) for format_ in request.formats for scheme in request.recipe.schemes]
+    wanted = [oldest for pair in pairs for oldest in oldest_runtimes(*pair, request.profiles)]
     return digest_of(
         "bundle",
         identity,
@@ -195,7 +196,7 @@ def _version(cache: Cache, name: str, key: str) -> int:
 
 
 def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on_progress: Progress) -> Entry:
-    from edgevit.compress import Compressed, StepContext, apply_step
+    from edgevit.compress import Compressed, StepContext
     from edgevit.compress.walk import run_steps
     from edgevit.rewrite import apply_rewrites
 
@@ -206,30 +207,18 @@ def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on
     state = apply_rewrites(state, calibration)
     scratch = cache.root / "unfinished" / key
     context = StepContext(calibration, images.steps.training, images.steps.multiple, scratch, on_progress, request.formats)
-    float_module = state.module
-    state = apply_step(state, request.recipe.quantize, context)
-    maker = ArtifactMaker(state, float_module, images.parity, images.golden, calibration, request.batch, cache, on_progress)
-    made: list[MadeArtifact] = []
-    skipped = []
-    for format_ in request.formats:
-        result = maker.make(format_, request.profiles)
-        if isinstance(result, str):
-            skipped.append(result)
-        else:
-            made.append(result)
-    if not made:
-        raise BuildError(
-            f"no artifact fits any of the profiles asked for: {'; '.join(skipped)}", hint="edgevit profiles show NAME"
-        )
-    return _pack(request, model, state.reports, images, made, cache, key, on_progress)
+    maker = ArtifactMaker(
+        state.module, state.preprocessing, images.parity, images.golden, calibration, request.batch, cache, on_progress
+    )
+    made = make_variants(maker, state, request.recipe.quantizations, request.formats, request.profiles, context)
+    return _pack(request, model, made, images, cache, key, on_progress)
 
 
 def _pack(
     request: BuildRequest,
     model: LoadedModel,
-    reports: tuple[wire.StepReport, ...],
+    made: MadeVariants,
     images: BuildImages,
-    made: list[MadeArtifact],
     cache: Cache,
     key: str,
     on_progress: Progress,
@@ -237,7 +226,7 @@ def _pack(
     from edgevit.golden import npy_bytes
 
     files: dict[str, Path | bytes] = {"golden": npy_bytes(images.golden.pixels)}
-    for one in made:
+    for one in made.artifacts:
         files[f"model {one.artifact.name}"] = one.model
         files[f"golden {one.artifact.name}"] = one.golden_outputs
     names = model.labels
@@ -258,14 +247,15 @@ def _pack(
         made_by=f"edgevit {tool_versions().get('edgevit', 'from source')}",
         model=model.info,
         recipe=wire.RecipeInfo(request.recipe.name, request.recipe.digest),
-        steps=reports,
+        steps=made.reports,
         preprocessing=model.preprocessing,
         labels=labels,
         golden=wire.GoldenInputs(_blob(files["golden"]), len(images.golden.pixels), images.golden.source),
         evaluation=evaluation,
         evaluation_absent="" if evaluation else "built without --eval: there are no labelled images to count on",
-        artifacts=tuple(one.artifact for one in made),
+        artifacts=tuple(one.artifact for one in made.artifacts),
         tools=dict(tool_versions()),
+        not_made=made.not_made,
     )
     encoded = wire.encode(manifest)
     wire.decode(wire.Manifest, encoded, "manifest")  # What a device would refuse is refused here first.

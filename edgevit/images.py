@@ -52,8 +52,7 @@ def open_sets(request: BuildRequest, cache: Cache) -> DataSets:
 
 def lacks_data(recipe: Recipe, sets: DataSets) -> tuple[str, str] | None:
     """Which images ``recipe`` cannot do without and was not given, and the hint; None where nothing is missing."""
-    for step in recipe.steps:
-        config = step.config
+    for step, config in [(one, config) for one in recipe.steps for config in one.configs]:
         needed = "labelled images" if config.needs_labels else "unlabelled images"
         if (config.needs_images and sets.calibration is None) or (config.trains and not sets.learned_from):
             return f"needs {needed} for its step {step.kind}, and was given no images", "add --calib DATA"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from edgevit.cache import digest_of
 from edgevit.compress.distil import DistilConfig
@@ -15,12 +15,24 @@ from edgevit.compress.low_rank import LowRankConfig
 from edgevit.compress.merge_tokens import MergeTokensConfig
 from edgevit.compress.prune import PruneConfig
 from edgevit.compress.quantize import QuantizeConfig
-from edgevit.errors import ConfigError, UnknownName
+from edgevit.errors import UnknownName
 from edgevit.yamlsource import load_yaml, validate
 
 RECIPE_SCHEMA = "edgevit.recipe/1"
 
 Needs = Literal["no data", "unlabelled images", "labelled images"]
+
+
+def _one_or_several(value: object) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+Quantizations = Annotated[
+    Annotated[QuantizeConfig, Tag("one")]
+    | Annotated[tuple[QuantizeConfig, ...], Field(min_length=1, max_length=20), Tag("several")],
+    Discriminator(_one_or_several),
+]
+"""``quantize:`` of a recipe: one precision, or a list of them, the variants of one model."""
 
 
 class StepEntry(BaseModel):
@@ -32,7 +44,9 @@ class StepEntry(BaseModel):
     distil: DistilConfig | None = Field(default=None, description="training by the model: of what steps left, or of a student")
     low_rank: LowRankConfig | None = Field(default=None, description="products of matrices of lower rank")
     prune: PruneConfig | None = Field(default=None, description="fewer heads, hidden units and blocks, or thinner heads")
-    quantize: QuantizeConfig | None = Field(default=None, description="precision; always the last step")
+    quantize: Quantizations | None = Field(
+        default=None, description="precision; always the last step. A list of several makes variants of one model"
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> StepEntry:
@@ -49,8 +63,16 @@ class StepEntry(BaseModel):
         return next(k for k in type(self).model_fields if getattr(self, k) is not None)
 
     @property
+    def configs(self) -> tuple[Any, ...]:
+        """The settings: one, or one a variant where ``quantize`` is a list."""
+        config = getattr(self, self.kind)
+        return config if isinstance(config, tuple) else (config,)
+
+    @property
     def config(self) -> Any:
-        return getattr(self, self.kind)
+        """The settings of a step that has one set of them, as every structural step does."""
+        (config,) = self.configs
+        return config
 
 
 class Recipe(BaseModel):
@@ -71,38 +93,40 @@ class Recipe(BaseModel):
         if kinds[-1] != "quantize":
             raise ValueError(f"steps: quantize is step {kinds.index('quantize') + 1} of {len(kinds)}, expected it last")
         for i, step in enumerate(self.steps):
-            reason = step.config.out_of_place(kinds[:i])
+            reason = next((r for r in (c.out_of_place(kinds[:i]) for c in step.configs) if r), "")
             if reason:
                 raise ValueError(f"steps: {step.kind} is step {i + 1} of {len(kinds)}, {reason}")
+        twice = sorted({scheme for scheme in self.schemes if self.schemes.count(scheme) > 1})
+        if twice:
+            raise ValueError(f"steps: quantize names {', '.join(twice)} more than once, expected each scheme once")
         return self
 
     @property
-    def quantize(self) -> QuantizeConfig:
-        config = self.steps[-1].config
-        if not isinstance(config, QuantizeConfig):
-            raise ConfigError([f"{self.name}: the last step is {type(config).__name__}, expected quantize"])
-        return config
+    def quantizations(self) -> tuple[QuantizeConfig, ...]:
+        """The last step: one set of settings for each variant of the model, with distinct schemes."""
+        return self.steps[-1].configs
 
     @property
-    def scheme(self) -> str:
-        return self.quantize.scheme
+    def schemes(self) -> tuple[str, ...]:
+        return tuple(config.scheme for config in self.quantizations)
 
     @property
     def needs(self) -> Needs:
         """What data the steps cannot do without."""
-        if any(s.config.needs_labels for s in self.steps):
+        configs = [config for step in self.steps for config in step.configs]
+        if any(config.needs_labels for config in configs):
             return "labelled images"
-        return "unlabelled images" if any(s.config.needs_images for s in self.steps) else "no data"
+        return "unlabelled images" if any(config.needs_images for config in configs) else "no data"
 
     @property
     def images(self) -> int:
         """The most calibration images any step looks at."""
-        return max((s.config.images for s in self.steps if s.config.uses_images), default=0)
+        return max((c.images for s in self.steps for c in s.configs if c.uses_images), default=0)
 
     @property
     def trains(self) -> bool:
         """Whether a step learns over many passes, on the images of ``--train``."""
-        return any(s.config.trains for s in self.steps)
+        return any(c.trains for s in self.steps for c in s.configs)
 
     @property
     def digest(self) -> str:

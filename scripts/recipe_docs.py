@@ -27,7 +27,7 @@ def step_configs() -> dict[str, type[BaseModel]]:
 
     found = {}
     for kind, field in StepEntry.model_fields.items():
-        (config,) = [a for a in typing.get_args(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        (config,) = {p for p in _parts(field.annotation) if isinstance(p, type) and issubclass(p, BaseModel)}
         found[kind] = config
     return found
 
@@ -44,6 +44,8 @@ def options(config: type[BaseModel], prefix: str = "") -> list[tuple[str, str, s
 
 
 def _parts(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _parts(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [p for a in typing.get_args(annotation) for p in _parts(a)]
     return [annotation]
@@ -98,7 +100,14 @@ def generated(what: str) -> str:
     if what == "recipes":
         loaded = [load_recipe(name) for name in list_recipes()]
         rows: list[tuple[str, ...]] = [
-            (f"`{r.name}`", ", ".join(s.kind for s in r.steps[:-1]) or "–", f"`{r.scheme}`", r.needs, r.summary) for r in loaded
+            (
+                f"`{r.name}`",
+                ", ".join(s.kind for s in r.steps[:-1]) or "–",
+                ", ".join(f"`{s}`" for s in r.schemes),
+                r.needs,
+                r.summary,
+            )
+            for r in loaded
         ]
         return table(("recipe", "steps before `quantize`", "scheme", "needs", "what it does"), rows)
     config = step_configs()[what.removeprefix("options ")]

@@ -12,7 +12,7 @@ from rich.text import Text
 from edgevit.report.table import EMPTY
 
 if TYPE_CHECKING:
-    from device_agents.wire import Artifact, BeforeAfter, Manifest
+    from device_agents.wire import Artifact, BeforeAfter, Manifest, StepReport
     from edgevit.bundle import Bundle
 
 
@@ -62,6 +62,7 @@ def _warnings(bundle: Bundle) -> list[Text]:
         lines.append(Text(f"no top-1 on the device: {bundle.manifest.evaluation_absent}", style="yellow"))
     for artifact in bundle.manifest.artifacts:
         lines += [Text(f"{artifact.name}: {note}", style="yellow") for note in artifact.notes if note.startswith("not ")]
+    lines += [Text(f"{one.artifact} was not made: {one.reason}", style="yellow") for one in bundle.manifest.not_made]
     return lines
 
 
@@ -90,23 +91,24 @@ def render_explanation(bundle: Bundle, only: str | None) -> RenderableType:
     facts.add_row("made by", m.made_by)
     facts.add_row("tools", ", ".join(f"{k} {v}" for k, v in sorted(m.tools.items())))
     parts: list[RenderableType] = [render_bundle(bundle), Text(), facts, Text()]
-    parts += _render_steps(m, only is not None)
+    parts += _render_steps(m, only)
     for artifact in m.artifacts:
         if only in (None, artifact.name):
             parts += [Text(), _render_artifact(artifact)]
     return Group(*parts)
 
 
-def _render_steps(manifest: Manifest, full: bool) -> list[RenderableType]:
-    """What each step did and what it cost, one row a step; ``full`` adds every layer it touched."""
+def _render_steps(manifest: Manifest, only: str | None) -> list[RenderableType]:
+    """What each step did and what it cost, one row a step; for ``only`` one artifact its own, with every layer they touched."""
+    steps = [step for step in manifest.steps if only is None or not step.artifacts or only in step.artifacts]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("step")
     for title in ("layers", "parameters M", "MACs M", "cosine", "agrees %", "seconds"):
         table.add_column(title, justify="right", no_wrap=True)
-    for step in manifest.steps:
+    for step in steps:
         damage = step.damage
         table.add_row(
-            step.step,
+            _step_title(step),
             f"{step.layers:,}",
             _before_after(step.parameters, 2),
             _before_after(step.macs, 1),
@@ -115,15 +117,15 @@ def _render_steps(manifest: Manifest, full: bool) -> list[RenderableType]:
             f"{step.seconds:.1f}" if step.seconds is not None else EMPTY,
         )
     parts: list[RenderableType] = [table]
-    images = sorted({step.damage.images for step in manifest.steps if step.damage})
+    images = sorted({step.damage.images for step in steps if step.damage})
     if images:
         counted = " or ".join(f"{n:,}" for n in images)
         parts.append(
             Text(f"cosine, agrees: with the original model after this step, on {counted} calibration images", style="dim")
         )
-    for step in manifest.steps:
-        parts.append(Text.assemble((f"step {step.step}", "bold"), f": {step.summary}"))
-        if full and step.details:
+    for step in steps:
+        parts.append(Text.assemble((f"step {_step_title(step)}", "bold"), f": {step.summary}"))
+        if only is not None and step.details:
             layers = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
             layers.add_column(overflow="fold", max_width=40)
             layers.add_column(overflow="fold")
@@ -131,6 +133,11 @@ def _render_steps(manifest: Manifest, full: bool) -> list[RenderableType]:
                 layers.add_row(Text(layer), Text(what))
             parts.append(Padding(layers, (0, 0, 0, 2)))
     return parts
+
+
+def _step_title(step: StepReport) -> str:
+    """The step, and for which artifacts it was done where that is not all of them."""
+    return f"{step.step} ({', '.join(step.artifacts)})" if step.artifacts else step.step
 
 
 def _before_after(count: BeforeAfter | None, digits: int) -> str:

@@ -239,6 +239,11 @@ def _recipes(document: YamlDocument, file: StudyFile, base: Path) -> tuple[Recip
             continue
         if recipe.name in [r.name for r in found]:
             problems.append(document.problem(("recipes", i), f"two recipes are called {recipe.name!r}"))
+        if len(recipe.schemes) > 1:
+            several = (
+                f"{recipe.name!r} has {len(recipe.schemes)} variants ({', '.join(recipe.schemes)}), expected recipes of one"
+            )
+            problems.append(document.problem(("recipes", i), several))
         found.append(recipe)
     if problems:
         raise ConfigError(problems)

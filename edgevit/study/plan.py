@@ -32,6 +32,12 @@ class Cell:
         return f"{self.model.title} {self.recipe.name} {self.format}"
 
     @property
+    def scheme(self) -> str:
+        """The precision; the recipes of a study have one each."""
+        (scheme,) = self.recipe.schemes
+        return scheme
+
+    @property
     def folder(self) -> str:
         """Where the cell's bundle lies below the study's folder."""
         return f"{_safe(self.model.title)}/{self.recipe.name}-{self.format}"
@@ -78,9 +84,10 @@ def plan_cells(study: Study, profiles: Sequence[Profile]) -> list[Cell]:
 
 def format_reason(format_: str, recipe: Recipe, profiles: Sequence[Profile]) -> str:
     """Why no file of ``format_`` can carry out ``recipe`` on any of ``profiles``, or nothing."""
-    reason = cannot_carry_out(format_, recipe.scheme, recipe.quantize.group)
-    if not reason and not fitting_profiles(format_, recipe.scheme, profiles):
-        return f"no runtime of {', '.join(p.name for p in profiles)} runs {format_} {recipe.scheme}"
+    (config,) = recipe.quantizations
+    reason = cannot_carry_out(format_, config.scheme, config.group)
+    if not reason and not fitting_profiles(format_, config.scheme, profiles):
+        return f"no runtime of {', '.join(p.name for p in profiles)} runs {format_} {config.scheme}"
     return reason
 
 

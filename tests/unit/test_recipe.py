@@ -74,3 +74,32 @@ def test_an_entry_of_no_kind_is_an_error(tmp_path: Path) -> None:
 
 def test_the_schema_knows_the_schemes() -> None:
     assert "int8-dynamic" in str(recipe_schema())
+
+
+SEVERAL = GOOD.replace("      scheme: int8-static\n", "      - scheme: fp32\n      - scheme: int8-static\n        images: 64\n")
+
+
+def test_a_list_of_quantizations_makes_variants_in_its_order(tmp_path: Path) -> None:
+    one, several = load_recipe(write(tmp_path, GOOD)), load_recipe(write(tmp_path, SEVERAL))
+    assert [c.scheme for c in one.quantizations] == ["int8-static"]
+    assert several.schemes == ("fp32", "int8-static") and several.quantizations[1].images == 64
+    assert (several.needs, several.images) == ("unlabelled images", 64), "what one variant needs the recipe needs"
+    assert load_recipe("variants").schemes[0] == "fp32", "without a choice the first that runs is activated: the float one"
+
+
+def test_a_list_of_one_is_not_the_digest_of_another(tmp_path: Path) -> None:
+    """Bundles already built keep their keys: a single mapping has the digest it always had."""
+    assert load_recipe("int8-dynamic").digest == "b4e7ebbb19f9" + load_recipe("int8-dynamic").digest[12:]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("scheme: fp32", "scheme: int8-static"), r"mine.yaml:.*int8-static more than once"),
+        (("scheme: fp32", "scheme: fp23"), r"mine.yaml:6: steps\[0\].quantize\[0\].scheme: .*did you mean 'fp32'"),
+        (("images: 64", "imagse: 64"), r"mine.yaml:8: steps\[0\].quantize\[1\].imagse: .*did you mean 'images'"),
+    ],
+)
+def test_a_wrong_variant_is_named_with_its_line(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(write(tmp_path, SEVERAL.replace(*change)))
