@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "predict": ("edgevit.cli.predict", "predict", "Run images through a bundle on a target."),
     "run": ("edgevit.cli.run", "run", "Build, deploy, bench, and show the table."),
     "study": ("edgevit.cli.study", "study", "A grid of recipes, models and targets, built, measured and compared."),
+    "coverage": ("edgevit.cli.coverage", "coverage", "Which of timm's families can be exported, and why not the rest."),
     "results": ("edgevit.cli.results", "results", "What has been measured."),
     "report": ("edgevit.cli.results", "report", "One self-contained page of results that works offline."),
 }
