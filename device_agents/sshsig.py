@@ -139,6 +139,8 @@ class SshKeygenChecker:
             lines = self._signers.read_text("utf-8", "replace").splitlines()
         except FileNotFoundError:
             return False
+        except OSError as e:
+            raise Refused("io-error", "reading the signers in {}: {}".format(self._signers, e)) from e
         return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
 
     def _check(self, parsed: SshSignature, manifest: bytes, path: Path) -> str:

@@ -186,8 +186,11 @@ def write_bundle(
         raise BundleError(
             f"{out}: the manifest has {len(manifest_bytes):,} bytes, at most {wire.MAX_MANIFEST_BYTES:,} can be shipped"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.part-"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.part-"))
+    except OSError as e:
+        raise BundleError(f"{out}: cannot be written: {e.strerror or e}", hint="give another -o DIR") from e
     try:
         part.chmod(0o755)
         (part / BLOBS).mkdir()

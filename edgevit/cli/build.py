@@ -64,7 +64,9 @@ def build_all(requests: Sequence[BuildRequest], output: Path, sign_key: Path | N
     """Build each request: into ``output`` itself when it is the only one, else into a folder named for its recipe."""
     from edgevit.build import build_bundle
     from edgevit.cli.progress_context import showing_progress
+    from edgevit.outputs import verify_writable_folder
 
+    verify_writable_folder(output)
     sign = signer(sign_key)
     bundles = []
     with showing_progress() as progress:

@@ -87,12 +87,14 @@ def export(batch: str | None, output: Path) -> None:
     import json
 
     from device_agents.wire import encode
+    from edgevit.outputs import verify_writable_file, write_whole
     from edgevit.results.store import open_store
 
+    verify_writable_file(output)
     with open_store() as store:
         runs = store.runs(batch_id=_batch_id(store, batch) if batch else None)
     document = {"schema": "edgevit.runs/1", "runs": [encode(run) for run in runs]}
-    output.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    write_whole(output, json.dumps(document, ensure_ascii=False))
     say(f"{output}: {len(runs)} runs")
 
 
@@ -102,11 +104,13 @@ def export(batch: str | None, output: Path) -> None:
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE.html")
 def report(batch: str | None, everything: bool, output: Path) -> None:
     """One self-contained HTML page of results that works offline."""
+    from edgevit.outputs import verify_writable_file
     from edgevit.report.page import write_page
     from edgevit.results.store import open_store
 
     if batch and everything:
         raise UsageError("--batch and --all exclude each other")
+    verify_writable_file(output)
     with open_store() as store:
         runs = store.runs(batch_id=None if everything else _batch_id(store, batch))
     if not runs:

@@ -18,12 +18,12 @@ def own_signers(given: Path | None) -> Iterator[Path]:
 
     if given is not None:
         if not given.is_file():
-            raise UsageError(f"{given}: no such allowed-signers file")
-        yield given
+            raise UsageError(f"{given}: no such allowed-signers file", hint="edgevit verify BUNDLE believes your own key")
+        yield _readable(given)
         return
     kept = signing.default_signers_path()
     if kept.is_file():
-        yield kept
+        yield _readable(kept)
         return
     key = signing.default_key_path()
     if not key.exists():
@@ -34,3 +34,11 @@ def own_signers(given: Path | None) -> Iterator[Path]:
         path = Path(folder) / "allowed_signers"
         path.write_text(signing.allowed_signers_line(principal(), signing.public_line(key)) + "\n")
         yield path
+
+
+def _readable(path: Path) -> Path:
+    try:
+        path.open("rb").close()
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read: {e.strerror or e}", hint=f"ls -l {path}") from e
+    return path

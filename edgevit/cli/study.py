@@ -73,44 +73,25 @@ def study(
     Every recipe on every model in every format, on every target. What cannot apply is told before work starts; what was built
     or measured before is taken as it is, so a study that was interrupted goes on where it stood.
     """
-    from edgevit.study.file import load_study
-
-    loaded = load_study(file, settings)
-    asked = replace(loaded, targets=tuple(targets) or loaded.targets, plan=plan or loaded.plan)
-    return run_study(
-        asked, jobs=jobs, again=again, output=output, markdown=markdown, csv_file=csv_file, sign_key=sign_key, wide=wide,
-        as_json=as_json,
-    )  # fmt: skip
-
-
-def run_study(
-    study: Study,
-    *,
-    jobs: int | None,
-    again: bool,
-    output: Path | None,
-    markdown: Path | None,
-    csv_file: Path | None,
-    sign_key: Path | None,
-    wide: bool,
-    as_json: bool,
-) -> int:
-    """Everything behind the command; its exit code."""
     from edgevit import places
     from edgevit.cache import Cache
     from edgevit.cli.build import signing_key
     from edgevit.results.store import open_store
+    from edgevit.study.file import load_study
     from edgevit.study.grid import build_grid, prepare_examples
     from edgevit.workers import default_jobs
 
+    loaded = load_study(file, settings)
+    asked = replace(loaded, targets=tuple(targets) or loaded.targets, plan=plan or loaded.plan)
+    verify_writable(output, markdown, csv_file)
     cache, key = Cache(), signing_key(sign_key)
     with open_store() as store, showing_progress() as progress:
-        boards = target_boards(study)
-        profiles = all_profiles(study, boards)
-        study = prepare_examples(study, places.data_dir(), progress)
-        root = output or cache.root / "studies" / study.digest[:16]
-        results = build_grid(study, profiles, root, key, jobs or default_jobs(), cache, progress, say_not_applicable)
-        measuring = Measuring(study, results, boards, root, key, store, progress, again)
+        boards = target_boards(asked)
+        profiles = all_profiles(asked, boards)
+        whole = prepare_examples(asked, places.data_dir(), progress)
+        root = output or cache.root / "studies" / whole.digest[:16]
+        results = build_grid(whole, profiles, root, key, jobs or default_jobs(), cache, progress, say_not_applicable)
+        measuring = Measuring(whole, results, boards, root, key, store, progress, again)
         code = measuring.run()
         rows = measuring.rows()
         if output is None:
@@ -119,8 +100,8 @@ def run_study(
             for result in results:
                 if result.known is not None:
                     measuring.pack(result)
-    show(study, results, measuring, rows, wide=wide, as_json=as_json)
-    write_files(study, rows, markdown, csv_file)
+    show(whole, results, measuring, rows, wide=wide, as_json=as_json)
+    write_files(whole, rows, markdown, csv_file)
     return code or int(any(r.state == "failed" for r in rows))
 
 
@@ -319,14 +300,26 @@ def show(
     say(f"{study.name}: {len(built)} cells built, {sum(r.reused for r in results)} taken from the cache, {count} measured")
 
 
+def verify_writable(folder: Path | None, *files: Path | None) -> None:
+    """Raises :class:`UsageError` for what could not be written in the end, before any work starts."""
+    from edgevit.outputs import verify_writable_file, verify_writable_folder
+
+    if folder is not None:
+        verify_writable_folder(folder)
+    for path in files:
+        if path is not None:
+            verify_writable_file(path)
+
+
 def write_files(study: Study, rows: Sequence[Row], markdown: Path | None, csv_file: Path | None) -> None:
-    """The table as documents want it."""
+    """The table as documents want it. Raises :class:`UsageError` where one cannot be written."""
+    from edgevit.outputs import write_whole
     from edgevit.report import study_view
 
     if markdown is not None:
-        markdown.write_text(study_view.markdown(rows, f"{study.name}: {study.summary}"), encoding="utf-8")
+        write_whole(markdown, study_view.markdown(rows, f"{study.name}: {study.summary}"))
     if csv_file is not None:
-        csv_file.write_text(study_view.csv_text(rows), encoding="utf-8")
+        write_whole(csv_file, study_view.csv_text(rows))
     for path in (markdown, csv_file):
         if path is not None:
             say(f"wrote {path}")

@@ -10,9 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from device_agents.wire import SCHEMES, Measurement, Run, Variant
-from edgevit.errors import UsageError
+from edgevit.outputs import write_whole
 from edgevit.report.table import EMPTY, NARROW, order, verdict_notes, verdict_word
 from edgevit.results.stats import Judge, Summary, pareto_front, percentile, summarize_all
 
@@ -31,19 +29,7 @@ MAX_LOSS = 0.01
 
 def write_page(runs: Sequence[Run], path: Path, judge: Judge | None = None) -> None:
     """Write the page of ``runs`` to ``path``, whole or not at all. UsageError where it cannot be written."""
-    text = render_page(runs, judge)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as e:
-        raise UsageError(f"{path}: the page cannot be written: {e.strerror}", hint="edgevit report -o FILE.html") from e
+    write_whole(path, render_page(runs, judge))
 
 
 def render_page(runs: Sequence[Run], judge: Judge | None = None) -> str:

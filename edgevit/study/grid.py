@@ -130,8 +130,7 @@ def _look_at_models(
         if outcome.failure is not None:
             failures[title] = outcome.failure
         else:
-            found = KnownModel(outcome.value.identity, outcome.value.not_applicable)
-            models[title] = keep_model(by_title[title], found, kinds[title], cache)
+            models[title] = keep_model(by_title[title], outcome.value, kinds[title], cache)
     return models, failures
 
 

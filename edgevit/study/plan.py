@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """What stands for a model's weights and structure, its size, and why kinds of step cannot apply to it, by kind."""
+    """What stands for a model's weights and structure, and why kinds of step cannot apply to it, by kind."""
 
     identity: str
     not_applicable: Mapping[str, str]

@@ -10,6 +10,7 @@ from device_agents import wire
 from edgevit.build import BuildRequest
 from edgevit.model import ModelSource
 from edgevit.progress import Progress
+from edgevit.study.plan import KnownModel
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,6 @@ class Examine:
 
     source: ModelSource
     kinds: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Examined:
-    """The model's digest, and why kinds of step cannot apply, by kind."""
-
-    identity: str
-    not_applicable: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ def to_build(request: BuildRequest, out: Path, key: Path, identity: str) -> Buil
     return BuildCell(replace(request, profiles=()), profiles, out, key, identity)
 
 
-def examine(task: Examine, progress: Progress) -> Examined:
+def examine(task: Examine, progress: Progress) -> KnownModel:
     """Whether steps apply, from the loaded model. Raises :class:`ModelError` where it cannot be loaded."""
     from edgevit.compress import why_not
     from edgevit.model import load_model
@@ -66,7 +59,7 @@ def examine(task: Examine, progress: Progress) -> Examined:
     model = load_model(task.source)
     reasons = {kind: why_not(model.module, [kind]) for kind in task.kinds}
     progress.finish("model", f"{model.info.parameters:,} parameters, {model.info.classes} classes")
-    return Examined(model.info.digest, {kind: reason for kind, reason in reasons.items() if reason})
+    return KnownModel(model.info.digest, {kind: reason for kind, reason in reasons.items() if reason})
 
 
 def build_cell(task: BuildCell, progress: Progress) -> CellBuilt:
