@@ -14,6 +14,7 @@
     │   └── ParityError              the artifact disagrees with the module it was exported from
     ├── BundleError                  a bundle that is damaged, unsigned, or signed by a stranger           exit 1
     ├── StoreError                   the results database                                                  exit 1
+    ├── NoChoice                     measurements that leave no variant to choose                          exit 1
     └── DeviceError                  a device was unreachable or refused                                   exit 3
         ├── Unreachable              no route, no answer in time, name not found
         ├── HostKeyError             unknown, changed or revoked host key
@@ -95,6 +96,10 @@ class BundleError(EdgevitError):
 
 class StoreError(EdgevitError):
     """The results database."""
+
+
+class NoChoice(EdgevitError):
+    """What was measured leaves no variant to choose."""
 
 
 class DeviceError(EdgevitError):

@@ -99,6 +99,11 @@ def require_runnable(found: Runnable, target: str, facts: Facts) -> Runnable:
     raise DeviceError(f"nothing in this bundle runs on {target}: {reasons}", hint=hint)
 
 
+def name_variant(variant: Variant) -> str:
+    """As ``--select`` takes it: ``artifact:runtime:provider:threads``."""
+    return f"{variant.artifact}:{variant.runtime}:{variant.provider}:{variant.threads}"
+
+
 def find_variant(found: Runnable, wanted: str) -> Variant:
     """The variant a person named: an artifact, or ``artifact:runtime``, ``artifact:runtime:provider``,
     ``artifact:runtime:provider:threads``."""
@@ -108,5 +113,5 @@ def find_variant(found: Runnable, wanted: str) -> Variant:
         if len(parts) <= len(have) and have[: len(parts)] == parts:
             return variant
     reason = next((f" ({left.reason})" for left in found.left_out if left.artifact == parts[0]), "")
-    known = ", ".join(f"{v.artifact}:{v.runtime}:{v.provider}:{v.threads}" for v in found.variants)
+    known = ", ".join(name_variant(v) for v in found.variants)
     raise UsageError(f"no variant {wanted!r} on this device{reason}; there are {known}")

@@ -9,6 +9,8 @@ Definitions, so that a figure means one thing everywhere:
 - *p90 early stopping*: LoadGen's SingleStream estimate (mlcommons/inference, ``loadgen/early_stopping.cc`` and
   ``results.cc``; Reddi et al., MLPerf Inference Benchmark, arXiv:1911.02549): of n sorted samples the t-th largest, t being
   the largest count of slower samples that a true percentile would, at the confidence asked, still allow.
+- *p50 interval*: where the median lies with 95 % confidence, from order statistics of the pooled samples (Conover, Practical
+  Nonparametric Statistics, 3.2), widened to hold every process's own median: latency differs from process to process.
 - Statistics pool the samples of all series (worker processes) of a measurement; each process's own median is kept beside them.
 - *× fp32*: p50 of the reference ÷ p50, on the same target, of the same model, batch of runs, thread count and batch size. The
   reference is the plain fp32 ONNX file on onnxruntime where that was measured, else the plain fp32 that was; the field
@@ -28,6 +30,7 @@ from device_agents.wire import Measurement, Reading, Run, Variant, Verdict
 P90_SAMPLES = 64
 P99_SAMPLES = 662
 CONFIDENCE = 0.99
+CONFIDENCE_OF_MEDIAN = 0.95
 
 Judge = Callable[[Run, Measurement], Verdict]
 
@@ -37,7 +40,8 @@ class Summary:
     """One measurement of one run in figures.
 
     Times in milliseconds, memory and files in megabytes (10⁶ bytes); top-1, its standard error and agreement as shares of 1.
-    What is None has its reason in the field of the same name ending in ``_absent``.
+    What is None has its reason in the field of the same name ending in ``_absent``. ``mismatch``: how the outputs differ from
+    those recorded at build time, or empty.
     """
 
     run_id: str
@@ -96,6 +100,8 @@ class Summary:
     reference: str = ""
     agreement: float | None = None
     agreement_absent: str = "no fp32 was scored beside it"
+    p50_interval_ms: tuple[float, float] | None = None
+    mismatch: str = ""
     predictions: tuple[int, ...] | None = field(default=None, repr=False)
     labels: tuple[int, ...] | None = field(default=None, repr=False)
 
@@ -149,6 +155,18 @@ def early_stopping_percentile(ordered: Sequence[int], q: float, confidence: floa
     return ordered[len(ordered) - t] if t >= 1 else None
 
 
+def median_interval(series: Sequence[Sequence[int]], confidence: float = CONFIDENCE_OF_MEDIAN) -> tuple[int, int] | None:
+    """Where the median of all ``series`` lies with ``confidence``, as the module says; None where there are too few samples."""
+    ordered = sorted(ns for one in series for ns in one)
+    n = len(ordered)
+    if n == 0 or 2.0 * 0.5**n > 1.0 - confidence:
+        return None
+    # LoadGen's rank is the same binomial tail: of q = 1/2 at each end.
+    t = early_stopping_rank(n, 0.5, 1.0 - (1.0 - confidence) / 2)
+    own = [percentile(sorted(one), 0.5) for one in series if one]
+    return min(ordered[t], *own), max(ordered[n - 1 - t], *own)
+
+
 def summarize(run: Run, judge: Judge | None = None) -> list[Summary]:
     """One :class:`Summary` per variant the job asked for, in the job's order; a variant that was never reached has its reason.
 
@@ -179,6 +197,7 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
     scored = m.accuracy
     share = scored.correct / scored.images if scored else None
     early = early_stopping_percentile(ordered, 0.9)
+    interval = median_interval([one.samples_ns for one in m.series])
     return Summary(
         run_id=run.job.run_id,
         batch_id=run.job.batch_id,
@@ -231,6 +250,8 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
         frequency_mhz=_span(r.frequency_mhz for r in readings),
         throttle=_throttle(readings),
         governor=run.governor or "",
+        p50_interval_ms=(_ms(interval[0]), _ms(interval[1])) if interval else None,
+        mismatch=next((s.golden.reason or "other outputs than recorded" for s in m.series if not s.golden.passed), ""),
         predictions=scored.predictions if scored else None,
         labels=scored.labels if scored else None,
     )
