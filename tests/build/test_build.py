@@ -300,5 +300,5 @@ def test_a_file_the_oldest_runtime_refuses_is_an_error(tmp_path: Path, monkeypat
 
 
 def test_cache_keys_follow_edgevits_own_code() -> None:
-    assert len(build_module._code_digest()) == 64
+    assert len(build_module.code_digest()) == 64
     assert Cache().root.name == "cache"
