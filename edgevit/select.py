@@ -146,14 +146,15 @@ def find_evidence(
     """The figures to choose by, of one run, and the variants that run on the device and are not among them.
 
     Figures of one run are interleaved and may be compared; those of different days may not. So of all ``runs`` that one counts
-    which measured most of ``can_run``, the newest of equals. A figure taken in another version of a runtime than the device has
-    now (``versions``, by runtime) is of another program and does not count.
+    which measured most of what can run (with whatever threads were asked for), the newest of equals. A figure taken in another
+    version of a runtime than the device has now (``versions``, by runtime) is of another program and does not count.
     """
     best: tuple[int, str, str] = (0, "", "")
     found: list[Summary] = []
-    wanted = set(can_run)
+    wanted = {(v.artifact, v.runtime, v.provider) for v in can_run}
     for run in runs:
-        here = [s for s in relate(summarize(run)) if s.bundle == bundle and variant_of(s) in wanted and s.bundle_name]
+        here = [s for s in relate(summarize(run)) if s.bundle == bundle and (s.artifact, s.runtime, s.provider) in wanted]
+        here = [s for s in here if s.bundle_name]  # without one it was asked for and never reached
         here = [s for s in here if s.runtime_version in ("", versions.get(s.runtime))]
         rank = (len(here), run.started_at, run.job.run_id)
         if here and rank > best:

@@ -14,6 +14,8 @@ from edgevit.cli.console import json_option, say
 from edgevit.cli.model_options import FILE
 from edgevit.cli.progress_context import showing_progress
 from edgevit.cli.results import show_batch
+from edgevit.cli.selection import gate_options, show_variants
+from edgevit.select import Gates
 
 if TYPE_CHECKING:
     from device_agents.wire import Facts, RunPlan, Variant
@@ -37,8 +39,12 @@ require_valid_option = click.option("--require-valid", is_flag=True, help="Exit 
 @plan_option
 @threads_option
 @click.option(
-    "--variants", "every", is_flag=True, help="Every proven runtime, provider and thread count, not just the first of each."
+    "--variants",
+    "every",
+    is_flag=True,
+    help="Every artifact in every proven runtime, provider and thread count, and what each policy of deploy would choose.",
 )
+@gate_options
 @require_valid_option
 @click.option("--wide", is_flag=True, help="Every column.")
 @json_option
@@ -48,19 +54,23 @@ def bench(
     plan_name: str,
     threads: Sequence[int],
     every: bool,
+    max_loss: float,
+    anyway: bool,
     require_valid: bool,
     wide: bool,
     as_json: bool,
 ) -> int:
     """Measure BUNDLE on TARGETs: latency, memory, and accuracy if the bundle carries an evaluation set.
 
-    Sends what is missing there. What is active on the device stays as it is.
+    Sends what is missing there. What is active on the device stays as it is. With --variants a variant that fails is dropped
+    and named; the exit code is 1 only where none is left to choose.
     """
     from edgevit.bench import PLANS
     from edgevit.bundle import open_bundle
 
     opened = open_bundle(bundle, None)
-    return bench_bundles([opened], targets, PLANS[plan_name], threads, every, None, require_valid, wide, as_json)
+    gates = Gates(max_loss, anyway) if every else None
+    return bench_bundles([opened], targets, PLANS[plan_name], threads, gates, None, require_valid, wide, as_json)
 
 
 def bench_bundles(
@@ -68,26 +78,28 @@ def bench_bundles(
     targets: Sequence[str],
     plan: RunPlan,
     threads: Sequence[int],
-    every: bool,
+    gates: Gates | None,
     sign_key: Path | None,
     require_valid: bool,
     wide: bool,
     as_json: bool,
 ) -> int:
-    """One batch: all ``bundles`` on all ``targets``, each device its own job with every variant interleaved."""
+    """One batch: all ``bundles`` on all ``targets``, each device its own job with what it measures interleaved: with ``gates``
+    every variant there is, shown with what may be chosen of them; without, the first that runs of each artifact."""
     from edgevit.results.store import open_store
 
     with open_store() as store, showing_progress() as progress:
         batch = store.new_batch(f"bench {' '.join(b.manifest.name for b in bundles)} on {' '.join(targets)}")
 
         def work(session: Session) -> str:
-            return bench_session(session, bundles, plan, threads, every, batch, store, progress, sign_key)
+            return bench_session(session, bundles, plan, threads, gates is not None, batch, store, progress, sign_key)
 
         done, code = each_target(targets, work, sign_key=sign_key)
         if not done:
             return code
-        shown = show_batch(store, batch, wide=wide, as_json=as_json, require_valid=require_valid)
-        return code or shown
+        if gates is None:
+            return code or show_batch(store, batch, wide=wide, as_json=as_json, require_valid=require_valid)
+        return code or show_variants(store, batch, gates, wide=wide, as_json=as_json, require_valid=require_valid)
 
 
 def bench_session(

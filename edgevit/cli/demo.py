@@ -43,7 +43,7 @@ def demo(own_target: str | None) -> int:
 
         click.echo(f"\nmeasuring both bundles on {' and '.join(targets)}, plan quick, one thread", err=True)
         code = bench_bundles(
-            [open_bundle(b, None) for b in bundles], targets, PLANS["quick"], (1,), False, None, False, False, False
+            [open_bundle(b, None) for b in bundles], targets, PLANS["quick"], (1,), None, None, False, False, False
         )
         if code:
             return code

@@ -80,6 +80,31 @@ def show(batch: str | None, wide: bool, as_json: bool) -> None:
 
 
 @results.command()
+@click.argument("choice", required=False)
+@json_option
+def choices(choice: str | None, as_json: bool) -> None:
+    """Which variants were chosen to run where, newest first; or one CHOICE in full, with its evidence and what was dropped."""
+    from device_agents.wire import encode
+    from edgevit.errors import UnknownName
+    from edgevit.report.variants_view import render_choice, render_choices
+    from edgevit.results.store import open_store
+
+    with open_store() as store:
+        stored = store.choices()
+    if choice is not None:
+        stored = [one for one in stored if one.id == choice] or stored
+        if stored == [] or stored[0].id != choice:
+            raise UnknownName("choice", choice, [one.id for one in stored], hint="edgevit results choices")
+    if as_json:
+        rows = [{"id": one.id, "created_at": one.created_at, **encode(one.choice)} for one in stored]
+        emit_json("choices", {"choices": rows})
+        return
+    if not stored:
+        raise UsageError("nothing has been chosen yet", hint="edgevit deploy BUNDLE TARGET --select fastest")
+    out().print(render_choices(stored) if choice is None else render_choice(stored[0]))
+
+
+@results.command()
 @click.option("--batch", help="One batch; default: everything.")
 @click.option("-o", "--output", type=FILE, required=True, help="A .json file: runs with every raw sample.")
 def export(batch: str | None, output: Path) -> None:

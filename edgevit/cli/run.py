@@ -15,6 +15,9 @@ from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import json_option, say
 from edgevit.cli.deploy import deploy_bundle
 from edgevit.cli.model_options import FILE, build_options, build_requests, model_options, model_source
+from edgevit.cli.selection import gate_options
+from edgevit.errors import UsageError
+from edgevit.select import POLICIES, Gates
 
 
 @click.command()
@@ -24,6 +27,13 @@ from edgevit.cli.model_options import FILE, build_options, build_requests, model
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="Keep the bundles here.")
 @plan_option
 @threads_option
+@click.option(
+    "--select",
+    "policy",
+    type=click.Choice(POLICIES),
+    help="Measure every variant of the one recipe and activate this one.",
+)
+@gate_options
 @require_valid_option
 @click.option("--wide", is_flag=True, help="Every column.")
 @json_option
@@ -32,6 +42,9 @@ def run(
     output: Path | None,
     plan_name: str,
     threads: Sequence[int],
+    policy: str | None,
+    max_loss: float,
+    anyway: bool,
     require_valid: bool,
     wide: bool,
     as_json: bool,
@@ -40,7 +53,8 @@ def run(
     """Build MODEL for the targets' boards, ship the bundles, measure them there, show the table.
 
     All recipes are measured interleaved in one job a device. A single recipe is activated once it has been measured without a
-    failure; of several none is: choose from the table, then `edgevit deploy BUNDLE TARGET`.
+    failure, with --select the variant that the policy chooses. Of several recipes, or of several schemes without --select,
+    none is: choose from the table, then `edgevit deploy BUNDLE TARGET`.
     """
     from edgevit.bench import PLANS
 
@@ -49,16 +63,23 @@ def run(
         return unready
     names = [name for name, _ in ready]
     requests = build_requests(options, model_source(options), choose_profiles((), names))
+    if policy and len(requests) > 1:
+        raise UsageError(
+            f"--select chooses among the variants of one bundle, got {len(requests)} recipes",
+            hint="one recipe with a list below quantize, such as --recipe variants",
+        )
+    gates = Gates(max_loss, anyway)
     with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
         place = output or Path(scratch)
         bundles = build_all(requests, place, options["sign_key"])
         if output is not None:
             say(f"bundles: {', '.join(str(b.path) for b in bundles)}")
+        shown = gates if policy else None
         code = bench_bundles(
-            bundles, names, PLANS[plan_name], threads, False, options["sign_key"], require_valid, wide, as_json
+            bundles, names, PLANS[plan_name], threads, shown, options["sign_key"], require_valid, wide, as_json
         )
-        if not code and len(bundles) == 1:
-            deployed, code = deploy_bundle(bundles[0], names, None)
+        if not code and len(bundles) == 1 and (policy or len(requests[0].recipe.schemes) == 1):
+            deployed, code = deploy_bundle(bundles[0], names, policy, gates)
             for value in deployed:
                 say(value["text"])
         return unready or code

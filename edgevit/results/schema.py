@@ -76,12 +76,28 @@ series = Table(
     Column("warmup", LargeBinary, nullable=False),
 )
 
+choices = Table(
+    "choices",
+    metadata,
+    Column("choice_id", String(60), primary_key=True),
+    Column("created_at", String(40), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("bundle", String(64), nullable=False),
+    Column("policy", String(40), nullable=False),
+    # edgevit.select.Choice in the wire's canonical JSON.
+    Column("document", Text, nullable=False),
+)
+
 Index("runs_by_target", runs.c.target, runs.c.started_at)
 
 
 def _first(connection: Connection) -> None:
-    metadata.create_all(connection)
+    metadata.create_all(connection, tables=[migrations, batches, runs, measurements, series])
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first,)
+def _choices(connection: Connection) -> None:
+    choices.create(connection)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _choices)
 """Number n of the store is the n-th entry, from 1."""

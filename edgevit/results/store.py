@@ -25,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlch
 from device_agents import wire
 from edgevit.errors import StoreError
 from edgevit.results import schema
+from edgevit.select import Choice
 
 BUSY_SECONDS = 30
 
@@ -38,6 +39,15 @@ class Batch:
     created_at: str
     command: str = ""
     runs: int = 0
+
+
+@dataclass(frozen=True)
+class StoredChoice:
+    """A choice that was made; ``created_at`` is UTC, ISO 8601."""
+
+    id: str
+    created_at: str
+    choice: Choice
 
 
 def open_store(url: str | None = None) -> Store:
@@ -216,6 +226,38 @@ class Store:
             query = query.where(schema.runs.c.run_id.in_(measured))
         with self._mapped("reading runs"), self._engine.begin() as connection:
             return [_restore(connection, row.run_id, row.document) for row in connection.execute(query).all()]
+
+    def add_choice(self, choice: Choice) -> bool:
+        """Keep a choice; False, changing nothing, where the newest of that target, bundle and policy says the same."""
+        table, document = schema.choices, wire.dumps(choice).decode("utf-8")
+        same = (table.c.target == choice.target, table.c.bundle == choice.bundle, table.c.policy == choice.policy)
+        newest = sa.select(table.c.document).where(*same).order_by(table.c.choice_id.desc()).limit(1)
+        with self._mapped(f"adding a choice for {choice.target}"), self._writing.begin() as connection:
+            if connection.scalar(newest) == document:
+                return False
+            # Two policies are often asked for within a second: the id alone gives their order.
+            choice_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S.%f-") + uuid.uuid4().hex[:4]
+            row = {"choice_id": choice_id, "created_at": _now(), "document": document}
+            row.update(target=choice.target, bundle=choice.bundle, policy=choice.policy)
+            connection.execute(table.insert().values(**row))
+        return True
+
+    def choices(self) -> list[StoredChoice]:
+        """Every choice, newest first."""
+        table = schema.choices
+        query = sa.select(table).order_by(table.c.choice_id.desc())
+        with self._mapped("reading choices"), self._engine.begin() as connection:
+            rows = connection.execute(query).all()
+        return [StoredChoice(row.choice_id, row.created_at, _choice(row.choice_id, row.document)) for row in rows]
+
+
+def _choice(choice_id: str, document: str) -> Choice:
+    try:
+        return wire.loads(Choice, document.encode("utf-8"), "choice", wire.MAX_RUN_BYTES)
+    except wire.WireError as e:
+        raise StoreError(
+            f"choice {choice_id} is damaged in the store: {e}", hint="edgevit deploy BUNDLE TARGET --select"
+        ) from e
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -1,0 +1,91 @@
+"""Choosing a variant from stored measurements: what ``bench --variants``, ``deploy --select`` and ``run --select`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgevit.cli.console import emit_json, out, say
+from edgevit.errors import NoChoice
+from edgevit.select import MAX_LOSS, POLICIES, Choice, Gates, admit, choose, find_evidence
+
+if TYPE_CHECKING:
+    from device_agents.wire import Facts
+    from edgevit.bundle import Bundle
+    from edgevit.results.stats import Summary
+    from edgevit.results.store import Store
+    from edgevit.variants import Runnable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def gate_options(command: F) -> F:
+    """What a variant must hold to be chosen; :func:`gates_of` takes the values."""
+    command = click.option("--anyway", is_flag=True, help="Choose among INVALID figures too.")(command)
+    return click.option(
+        "--max-loss",
+        type=click.FloatRange(0, 100),
+        default=MAX_LOSS,
+        show_default=True,
+        metavar="POINTS",
+        help="Top-1 that a variant may lose against float.",
+    )(command)
+
+
+def choose_stored(
+    store: Store, target: str, bundle: Bundle, facts: Facts, found: Runnable, policy: str, gates: Gates
+) -> Choice:
+    """The choice that the store's runs of ``bundle`` on ``target`` allow. Raises :class:`NoChoice` with the next command."""
+    runs = store.runs(target=target, bundles=[bundle.digest])
+    versions = {r.runtime: r.version for r in facts.runtimes}
+    figures, not_measured = find_evidence(runs, bundle.digest, found.variants, versions)
+    if not figures:
+        what = "measured there in the runtimes it has now" if runs else "measured there yet"
+        name = f"{bundle.manifest.name} version {bundle.manifest.version}"
+        raise NoChoice(
+            f"{target}: {name} was not {what}, so there is nothing to choose by",
+            hint=f"edgevit bench {bundle.path} {target} --variants",
+        )
+    return choose(figures, policy, gates, not_measured)
+
+
+def show_variants(store: Store, batch: str, gates: Gates, *, wide: bool, as_json: bool, require_valid: bool) -> int:
+    """The variants of each bundle on each target of one batch, and what each policy would choose; 1 where for one of them no
+    policy could, or ``require_valid`` and a figure is INVALID."""
+    from edgevit.cli.results import summarize_runs
+    from edgevit.report.table import json_rows, render_table
+    from edgevit.report.variants_view import render_variants
+
+    summaries = summarize_runs(store.runs(batch_id=batch))
+    groups: dict[tuple[str, str], list[Summary]] = {}
+    for s in summaries:
+        groups.setdefault((s.target, s.bundle), []).append(s)
+    if wide and not as_json:
+        out(wide).print(render_table(summaries, wide=True))
+    choices: list[Choice] = []
+    code = 0
+    for members in groups.values():
+        here, none = _by_policy(members, gates)
+        choices += here
+        code = code or int(not here)
+        if not as_json:
+            out().print(render_variants(members, admit(members, gates), here, none))
+    if as_json:
+        from device_agents.wire import encode
+
+        emit_json("results", {"batch": batch, "rows": json_rows(summaries), "choices": [encode(c) for c in choices]})
+    else:
+        say(f"batch {batch}; edgevit deploy BUNDLE TARGET --select {'|'.join(POLICIES)}")
+    return code or int(require_valid and any(not s.failure and not s.verdict.valid for s in summaries))
+
+
+def _by_policy(members: Sequence[Summary], gates: Gates) -> tuple[list[Choice], list[tuple[str, str]]]:
+    chosen, none = [], []
+    for policy in POLICIES:
+        try:
+            chosen.append(choose(members, policy, gates))
+        except NoChoice as e:
+            none.append((policy, str(e).splitlines()[0]))
+    return chosen, none
