@@ -123,7 +123,8 @@ def _table(group: Sequence[Row], notes: Footnotes, wide: bool) -> Table:
 
 def _mark(r: Row, notes: Footnotes) -> str:
     if r.state != "measured":
-        return notes.mark(f"{r.state}: {r.reason}") if r.reason else ""
+        hint = f"; next: {r.hint}" if r.hint else ""
+        return notes.mark(f"{r.state}: {r.reason}{hint}") if r.reason else ""
     if r.valid is False:
         return notes.mark("INVALID: " + "; ".join(r.verdict))
     return notes.mark(f"no top-1: {r.top1_absent}") if r.top1 is None and r.top1_absent else ""

@@ -320,7 +320,15 @@ ROWS = [
     row("fp32", scheme="fp32", front=True),
     row("prune-recover-int8", scheme="int4-weights"),
     row("merge-int8", valid=False, verdict=("others kept 2.00 of 2 cores busy",)),
-    row("low-rank", state="failed", reason="BuildError: low_rank touched no layer", file_mb=None, p50_ms=None, top1=None),
+    row(
+        "low-rank",
+        state="failed",
+        reason="BuildError: low_rank touched no layer",
+        hint="a larger ratio",
+        file_mb=None,
+        p50_ms=None,
+        top1=None,
+    ),
     row("all", state="n/a", reason="merge_tokens: its tokens are images | windows", file_mb=None, p50_ms=None, top1=None),
     row("student", format="tflite", top1=None, top1_absent="built without --eval"),
 ]
@@ -333,7 +341,7 @@ def test_the_table_fits_100_columns_and_explains_what_is_missing() -> None:
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "prune-recover-int8" in text and "-0.31 ±0.23" in text and "●" in text and "int4-weights" in text
     for said in (
-        "failed: BuildError: low_rank touched no layer",
+        "failed: BuildError: low_rank touched no layer; next: a larger ratio",
         "n/a: merge_tokens",
         "INVALID: others kept",
         "no top-1: built",
