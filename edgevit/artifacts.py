@@ -6,15 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_agents import wire
-from edgevit.cache import Cache, digest_of, tool_versions
+from edgevit.cache import Cache, digest_of, hash_file, tool_versions
 from edgevit.compress import CalibrationData, Compressed, StepContext, apply_step
 from edgevit.errors import BuildError
 from edgevit.export import PAIRS, ReadBack
 from edgevit.export.oldest import oldest_runtimes, run_in_oldest
 from edgevit.export.parity import reference_outputs, verify_parity
+from edgevit.export.placement import measure_placement, verify_memory
 from edgevit.export.runtime import prepare_input, run_artifact, runtime_of
 from edgevit.golden import GoldenImages, npy_bytes, tolerance_for
 from edgevit.model import module_digest
@@ -94,6 +96,8 @@ class ArtifactMaker:
         batches = prepared.reshape(-1, *spec.shape)
         oldest = run_in_oldest(model, format_, oldest_runtimes(format_, scheme, fits), batches, recorded)
         tolerance, source = tolerance_for(scheme, recorded, oldest.checked)
+        placement = measure_placement(format_, model)
+        memory = verify_memory(name, len(model), placement, fits)
         golden = npy_bytes(recorded)
         runtime, version = runtime_of(format_)
         artifact = wire.Artifact(
@@ -111,7 +115,8 @@ class ArtifactMaker:
             golden=wire.GoldenOutputs(_blob(golden), runtime, version, tolerance),
             parity=parity,
             checked=oldest.checked,
-            notes=(source, *read.notes, *oldest.notes, *refusals(format_, scheme)),
+            notes=(source, *read.notes, *oldest.notes, *refusals(format_, scheme), *memory),
+            placement=placement,
         )
         ran = "".join(f", ran in {c.runtime} {c.version}" for c in oldest.checked) + "".join(f"; {n}" for n in oldest.notes)
         done = (
@@ -239,9 +244,12 @@ def refusals(format_: str, scheme: str) -> tuple[str, ...]:
 
 
 def _source_digest(exporter: Any) -> str:
-    from pathlib import Path
+    """Of the exporter and of every file that says how a module computes."""
+    import edgevit
 
-    return hashlib.sha256(Path(exporter.__file__).read_bytes()).hexdigest()
+    here = Path(edgevit.__file__).parent
+    files = [Path(exporter.__file__), *sorted(here.glob("rewrite/*.py")), *sorted(here.glob("compress/*.py"))]
+    return digest_of([hash_file(file) for file in files])
 
 
 def _blob(data: bytes) -> wire.Blob:

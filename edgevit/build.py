@@ -16,7 +16,7 @@ from pathlib import Path
 
 from device_agents import wire
 from edgevit.artifacts import ArtifactMaker, MadeVariants, make_variants
-from edgevit.bundle import Bundle, write_bundle
+from edgevit.bundle import Bundle, verify_place, write_bundle
 from edgevit.cache import Cache, Entry, digest_of, hash_file, tool_versions
 from edgevit.data import ImageSet
 from edgevit.errors import DataError, MissingExtra, UsageError
@@ -50,6 +50,10 @@ class BuildRequest:
     batch: int = 1
     name: str | None = None
 
+    @property
+    def bundle_name(self) -> str:
+        return self.name or bundle_name(self.source.name, self.recipe.name)
+
 
 @dataclass(frozen=True)
 class Built:
@@ -72,6 +76,7 @@ def build_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: 
 def make_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: Progress, identity: str | None = None) -> Built:
     """:func:`build_bundle`, saying how it went. ``identity``: the model's digest where it was loaded already."""
     _check_request(request)
+    verify_place(out, request.bundle_name)
     cache = Cache()
     sets = open_sets(request, cache)
     lacking = lacks_data(request.recipe, sets)
@@ -204,7 +209,7 @@ def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on
     calibration = images.steps.calibration
     state = Compressed(model.module, model.preprocessing, model.module)
     state = run_steps(state, model.info.digest, request.recipe.steps[:-1], images.steps, cache, on_progress)
-    state = apply_rewrites(state, calibration)
+    state = apply_rewrites(state, calibration, on_progress, request.recipe.rewrite.off)
     scratch = cache.root / "unfinished" / key
     context = StepContext(calibration, images.steps.training, images.steps.multiple, scratch, on_progress, request.formats)
     maker = ArtifactMaker(
@@ -241,7 +246,7 @@ def _pack(
         evaluation = _evaluation(images.evaluation, model, cache, files, on_progress)
     manifest = wire.Manifest(
         schema=wire.BUNDLE_SCHEMA,
-        name=request.name or bundle_name(request.source.name, request.recipe.name),
+        name=request.bundle_name,
         version=1,
         minimum_agent=wire.AGENT_VERSION,
         made_by=f"edgevit {tool_versions().get('edgevit', 'from source')}",

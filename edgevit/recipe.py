@@ -75,6 +75,27 @@ class StepEntry(BaseModel):
         return config
 
 
+class RewriteConfig(BaseModel):
+    """``rewrite:`` of a recipe: exact rewrites, each proven equal in every build; all are tried unless switched off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    branches: bool = Field(default=True, description="join parallel branches (FastViT, RepViT, LeViT) into one layer")
+    batch_norm: bool = Field(default=True, description="fold BatchNorm into the convolution before it")
+    layer_scale: bool = Field(default=True, description="fold LayerScale into the layer whose output it scales")
+    norm_affine: bool = Field(default=True, description="fold LayerNorm's scale and shift into the linear layers behind it")
+    class_token: bool = Field(default=True, description="the last block computes only what the class token needs")
+    attention: bool = Field(default=True, description="lay attention out with the fewest transposes, scale folded")
+    centre: bool = Field(default=True, description="keep the residual stream at mean zero: LayerNorm divides alone")
+    pixels: bool = Field(default=True, description="take uint8 pixels: normalisation folded into the first convolution")
+    patches: bool = Field(default=True, description="embed patches by a linear layer in place of a convolution")
+
+    @property
+    def off(self) -> tuple[str, ...]:
+        """The rewrites switched off."""
+        return tuple(name for name in type(self).model_fields if not getattr(self, name))
+
+
 class Recipe(BaseModel):
     """A recipe file. ``name`` and ``summary`` are for people and leave the digest alone."""
 
@@ -84,6 +105,7 @@ class Recipe(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)
     summary: str = Field(min_length=3, max_length=400)
     steps: tuple[StepEntry, ...] = Field(min_length=1, max_length=50)
+    rewrite: RewriteConfig = Field(default=RewriteConfig(), description="exact rewrites before quantize; all, unless said")
 
     @model_validator(mode="after")
     def _sensible_order(self) -> Recipe:
@@ -130,8 +152,10 @@ class Recipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the recipe does: the canonical JSON of everything but name and summary."""
-        return digest_of(self.model_dump(mode="json", by_alias=True, exclude={"name", "summary"}))
+        """SHA-256 of what the recipe does: the canonical JSON of everything but name and summary, and but ``rewrite`` where
+        nothing is switched off."""
+        aside = {"name", "summary"} if self.rewrite.off else {"name", "summary", "rewrite"}
+        return digest_of(self.model_dump(mode="json", by_alias=True, exclude=aside))
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -86,6 +86,11 @@ def applies_to(module: torch.nn.Module) -> str:
     return ""
 
 
+def is_merging(block: Any) -> bool:
+    """Whether ``block`` is one of those that :func:`restructure` made: called with tokens, sizes, count and prefix."""
+    return type(block).__name__ == "MergingBlock" and isinstance(block, _classes()[1])
+
+
 def restructure(module: Any, plan: Json) -> torch.nn.Module:
     """``module`` with blocks that merge as ``plan["merge"]``, pairs of block and tokens, says; the weights keep their names."""
     blocks_class, block_class, attention_class, mean_class = _classes()

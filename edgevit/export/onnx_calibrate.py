@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from device_agents.wire import Preprocessing, TensorSpec
+from device_agents.wire import Preprocessing
 from edgevit.errors import ExportError, MissingExtra
-from edgevit.export.runtime import THREADS, prepare_input
+from edgevit.export.runtime import THREADS, image_spec, prepare_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,8 @@ def observe_outputs(
     options.intra_op_num_threads, options.log_severity_level = THREADS, 3
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     source = session.get_inputs()[0]
-    spec = TensorSpec(source.name, "float32", tuple(int(d) for d in source.shape), "NCHW")
+    dtype = "uint8" if source.type == "tensor(uint8)" else "float32"
+    spec = image_spec(source.name, dtype, tuple(int(d) for d in source.shape))
     batch = spec.shape[0]
     if len(pixels) < batch:
         raise ExportError(f"static int8 at batch {batch} needs at least {batch} calibration images, got {len(pixels)}")

@@ -9,6 +9,7 @@ from device_agents.wire import TensorSpec
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export import ReadBack
 from edgevit.export.onnx_blocks import BLOCK_DOMAIN, difference, in_blocks, uses_blocks
+from edgevit.export.runtime import image_spec
 from edgevit.quantspec import LayerQuant, QuantSpec, activation_grid
 
 _FLOAT, _UINT8, _INT8, _INT32, _FLOAT16, _DOUBLE = 1, 2, 3, 6, 10, 11
@@ -47,7 +48,9 @@ def read_onnx(data: bytes, float_model: bytes, spec: QuantSpec, ceiling: tuple[i
     operators = dict(sorted(Counter(n.op_type for n in graph.node).items()))
     _verify_float_width(graph, spec)
     count = _verify_integers_onnx(graph, spec, float_model, operators)
-    return ReadBack(_io(graph.input, "NCHW"), _io(graph.output, ""), opset, model.ir_version, operators, count)
+    return ReadBack(
+        _io(graph.input, is_input=True), _io(graph.output, is_input=False), opset, model.ir_version, operators, count
+    )
 
 
 def _refuse_external_data(model: Any) -> None:
@@ -56,16 +59,18 @@ def _refuse_external_data(model: Any) -> None:
             raise ExportError(f"the weight {initializer.name} lies outside the ONNX file; external data is refused")
 
 
-def _io(values: Any, layout: str) -> TensorSpec:
+def _io(values: Any, is_input: bool) -> TensorSpec:
     if len(values) != 1:
-        raise ExportError(f"the ONNX file has {len(values)} {'inputs' if layout else 'outputs'}, expected one")
+        raise ExportError(f"the ONNX file has {len(values)} {'inputs' if is_input else 'outputs'}, expected one")
     tensor = values[0].type.tensor_type
-    shape = [d.dim_value for d in tensor.shape.dim]
-    if any(d < 1 for d in shape) or tensor.elem_type not in _DTYPES:
+    shape = tuple(d.dim_value for d in tensor.shape.dim)
+    dtype = _DTYPES.get(tensor.elem_type, "")
+    if any(d < 1 for d in shape) or (dtype not in ("float32", "uint8") if is_input else dtype != "float32"):
         raise ExportError(
-            f"{values[0].name} has shape {shape} and ONNX type {tensor.elem_type}, expected fixed sizes and a float"
+            f"{values[0].name} has shape {list(shape)} and ONNX type {tensor.elem_type}, expected fixed sizes and "
+            f"{'float32 or uint8' if is_input else 'float32'}"
         )
-    return TensorSpec(values[0].name, _DTYPES[tensor.elem_type], tuple(shape), layout)
+    return image_spec(values[0].name, dtype, shape) if is_input else TensorSpec(values[0].name, dtype, shape)
 
 
 def _verify_float_width(graph: Any, spec: QuantSpec) -> None:

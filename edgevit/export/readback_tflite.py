@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from device_agents.wire import TensorSpec
 from edgevit.errors import ExportError
 from edgevit.export import ReadBack, tflite
+from edgevit.export.runtime import image_spec
 from edgevit.export.tflite_calibrate import unchanged_ranges
 from edgevit.export.tflite_weights import difference, float_biases
 from edgevit.quantspec import QuantSpec
@@ -16,7 +17,7 @@ from edgevit.quantspec import QuantSpec
 if TYPE_CHECKING:
     import torch
 
-_FLOAT32, _FLOAT16, _INT8, _INT4 = 0, 1, 9, 17
+_FLOAT32, _FLOAT16, _UINT8, _INT8, _INT4 = 0, 1, 3, 9, 17
 
 
 def read_tflite(data: bytes, float_model: bytes, spec: QuantSpec, module: torch.nn.Module) -> ReadBack:
@@ -38,16 +39,21 @@ def read_tflite(data: bytes, float_model: bytes, spec: QuantSpec, module: torch.
         _verify_fp16(model)
     count, notes = _verify_integers(data, float_model, spec, module)
     operators = dict(sorted(Counter(names).items()))
-    return ReadBack(_io(graph, graph.inputs, "NCHW"), _io(graph, graph.outputs, ""), None, None, operators, count, notes)
+    return ReadBack(
+        _io(graph, graph.inputs, is_input=True), _io(graph, graph.outputs, is_input=False), None, None, operators, count, notes
+    )
 
 
-def _io(graph: Any, indices: Any, layout: str) -> TensorSpec:
+def _io(graph: Any, indices: Any, is_input: bool) -> TensorSpec:
     if len(indices) != 1:
-        raise ExportError(f"the TFLite file has {len(indices)} {'inputs' if layout else 'outputs'}, expected one")
+        raise ExportError(f"the TFLite file has {len(indices)} {'inputs' if is_input else 'outputs'}, expected one")
     tensor = graph.tensors[indices[0]]
-    if tensor.type != _FLOAT32:
-        raise ExportError(f"{tensor.name.decode()} has TFLite type {tensor.type}, expected float32 at both ends")
-    return TensorSpec(tensor.name.decode(), "float32", tuple(int(d) for d in tensor.shape), layout)
+    name, shape = tensor.name.decode(), tuple(int(d) for d in tensor.shape)
+    if tensor.type not in ((_FLOAT32, _UINT8) if is_input else (_FLOAT32,)):
+        expected = "float32 or uint8" if is_input else "float32"
+        raise ExportError(f"{name} has TFLite type {tensor.type}, expected {expected}")
+    dtype = "uint8" if tensor.type == _UINT8 else "float32"
+    return image_spec(name, dtype, shape) if is_input else TensorSpec(name, dtype, shape)
 
 
 def _verify_integers(data: bytes, float_model: bytes, spec: QuantSpec, module: Any) -> tuple[int, tuple[str, ...]]:

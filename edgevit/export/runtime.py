@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 THREADS = 2
 
 
+def image_spec(name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    """The spec of an image input: uint8 pixels lie as (N, H, W, 3), normalised float ones as (N, 3, H, W)."""
+    return TensorSpec(name, dtype, shape, "NHWC" if dtype == "uint8" else "NCHW")
+
+
 def prepare_input(pixels: NDArray[np.uint8], preprocessing: Preprocessing, spec: TensorSpec) -> NDArray[Any]:
     """uint8 (N, H, W, 3) → what ``spec`` wants: pixels as they are for uint8, else (x / 255 − mean) / std in float32; then the
     layout, then the dtype. The same rule, in the same order, as on the device."""

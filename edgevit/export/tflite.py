@@ -8,6 +8,7 @@ or an activation function) its activation ranges are observed again on the file'
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
@@ -23,6 +24,7 @@ from device_agents.wire import Preprocessing
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export.tflite_weights import refuses, store_integers
 from edgevit.quantspec import LayerQuant, QuantSpec
+from edgevit.rewrite.pixels import takes_pixels
 from edgevit.torchsetup import import_timm, import_torch, silence_exporters
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ class MatrixOp:
 
 
 def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: int) -> bytes:
-    """The module as float32 TFLite: (batch, 3, height, width) → (batch, classes).
+    """The module as float32 TFLite → (batch, classes), from float32 (batch, 3, height, width), or from uint8 (batch, height,
+    width, 3) where the module takes pixel values as they are.
 
     Raises :class:`ExportError` where litert-torch cannot convert the module, :class:`MissingExtra` without it.
     """
@@ -66,6 +69,8 @@ def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: i
     except ModuleNotFoundError as e:
         raise MissingExtra(e.name or "litert-torch", "tflite") from e
     example = (torch.zeros(batch, 3, preprocessing.height, preprocessing.width),)
+    if takes_pixels(preprocessing):
+        module, example = _pixel_input()(module).eval(), (example[0].permute(0, 2, 3, 1).contiguous().to(torch.uint8),)
     with tempfile.TemporaryDirectory(prefix="edgevit-tflite-") as scratch:
         path = Path(scratch) / "model.tflite"
         try:
@@ -154,6 +159,8 @@ def match_layers(model: bytes, spec: QuantSpec, module: torch.nn.Module) -> dict
     for layer in spec.layers:
         here = by_path.get(_converter_path(module, layer.name), ())
         if len(here) != 1:
+            here = by_path.get(_converter_path(_pixel_input()(module), f"model.{layer.name}"), ())
+        if len(here) != 1:
             here = by_weight.get(_digest(weight_as_stored(module, layer)), ())
         if len(here) == 1:
             found[layer.name] = here[0]
@@ -165,6 +172,24 @@ def match_layers(model: bytes, spec: QuantSpec, module: torch.nn.Module) -> dict
             f"{', '.join(lost[:5])}"
         )
     return found
+
+
+@functools.cache
+def _pixel_input() -> Any:
+    import torch
+
+    class PixelInput(torch.nn.Module):  # type: ignore[misc]
+        """uint8 (N, H, W, 3) → what ``model`` makes of the same values as float32 (N, 3, H, W)."""
+
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.model(x.to(torch.float32).permute(0, 3, 1, 2))
+            return result
+
+    return PixelInput
 
 
 def _converter_path(module: torch.nn.Module, layer: str) -> str:

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from device_agents.wire import Preprocessing, TensorSpec
+from device_agents.wire import Preprocessing
 from edgevit.compress.calibrate import Watch, choose_ranges, rows_to_keep
 from edgevit.errors import ExportError, MissingExtra
-from edgevit.export.runtime import THREADS, prepare_input
+from edgevit.export.runtime import THREADS, image_spec, prepare_input
 from edgevit.export.tflite import MatrixOp, weight_as_stored
 from edgevit.progress import Progress
 from edgevit.quantspec import LayerQuant, QuantSpec
@@ -99,7 +99,7 @@ def _observe(
         interpreter = Interpreter(model_content=model, num_threads=THREADS, experimental_preserve_all_tensors=True)
         interpreter.allocate_tensors()
     detail = interpreter.get_input_details()[0]
-    shape = TensorSpec("input", "float32", tuple(int(d) for d in detail["shape"]), "NCHW")
+    shape = image_spec("input", str(detail["dtype"].__name__), tuple(int(d) for d in detail["shape"]))
     batch = shape.shape[0]
     images = pixels[: max(spec.calibration_images // batch * batch, batch)]
     if len(images) < batch or not len(images):

@@ -1,53 +1,139 @@
 """Exact rewrites of the module before it is quantized and exported; one file each, every one proven equal on real images.
 
-:data:`REWRITES` is the list the build walks. It is empty: no rewrite ships yet, and the bundle's step report says so.
+:data:`REWRITES` is the list the build walks, in order: what folds into weights comes before what changes how they are called.
+A recipe switches them off by name. One that breaks parity is refused, named in the report, and the build goes on without it.
 """
 
 from __future__ import annotations
 
+import importlib
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-from device_agents.wire import StepReport
+from device_agents.wire import BeforeAfter, Preprocessing, StepReport
 from edgevit.compress import CalibrationData, Compressed
+from edgevit.compress.calibrate import normalise
+from edgevit.macs import count_macs
+from edgevit.progress import Progress
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+TOLERANCE = 1e-4
+"""Of the largest logit: how far a rewrite may move any output, in float32."""
+IMAGES = 32
+BATCH = 12
+
+REWRITES: Mapping[str, str] = {
+    "branches": "edgevit.rewrite.branches",
+    "batch_norm": "edgevit.rewrite.batch_norm",
+    "layer_scale": "edgevit.rewrite.layer_scale",
+    "norm_affine": "edgevit.rewrite.norm_affine",
+    "class_token": "edgevit.rewrite.class_token",
+    "attention": "edgevit.rewrite.attention",
+    "centre": "edgevit.rewrite.centre",
+    "pixels": "edgevit.rewrite.pixels",
+    "patches": "edgevit.rewrite.patches",
+}
+"""Rewrite → the module whose ``rewrite(subject) -> Applied | str`` carries it out, in the order they are tried."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a rewrite starts from and must leave alone: a module, what its input means, and ``x`` (N, 3, H, W), two images of
+    that meaning to trace it with."""
+
+    module: torch.nn.Module
+    preprocessing: Preprocessing
+    x: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Applied:
-    """The rewritten module and how many layers the rewrite touched."""
+    """The rewritten module and how many of its layers are new or other. ``preprocessing``: where its input means another
+    thing now."""
 
     module: torch.nn.Module
     layers: int
+    preprocessing: Preprocessing | None = None
 
 
-class Rewrite(Protocol):
-    """One exact rewrite. ``applies_to`` says beforehand whether there is anything to rewrite."""
+def apply_rewrites(state: Compressed, data: CalibrationData, on_progress: Progress, off: Collection[str] = ()) -> Compressed:
+    """Apply every rewrite that fits, in order, and report which did and which were refused.
 
-    name: str
-
-    def applies_to(self, module: torch.nn.Module) -> bool: ...
-
-    def apply(self, module: torch.nn.Module, data: CalibrationData) -> Applied: ...
-
-
-REWRITES: tuple[Rewrite, ...] = ()
-
-
-def apply_rewrites(state: Compressed, data: CalibrationData, rewrites: tuple[Rewrite, ...] = REWRITES) -> Compressed:
-    """Apply every rewrite that fits, in order, and report which did."""
+    Each is proven on up to :data:`IMAGES` calibration images and on images with extreme borders: no output moves by more than
+    :data:`TOLERANCE` of the largest. Those named ``off`` are left out.
+    """
+    began = time.monotonic()
+    pixels = _with_extremes(data.pixels[:IMAGES])
+    expected = _outputs(state.module, pixels, state.preprocessing)
+    macs = count_macs(state.module, state.preprocessing)
     details: dict[str, str] = {}
+    done: list[str] = []
+    refused: list[str] = []
     touched = 0
-    for rewrite in rewrites:
-        if not rewrite.applies_to(state.module):
-            details[rewrite.name] = "does not apply"
+    on_progress.start("rewrite", "rewriting exactly", len(REWRITES), "rewrites")
+    for i, (name, place) in enumerate(REWRITES.items()):
+        on_progress.advance("rewrite", i, name)
+        if name in off:
+            details[name] = "switched off by the recipe"
             continue
-        applied = rewrite.apply(state.module, data)
-        state = replace(state, module=applied.module)
+        subject = Subject(state.module, state.preprocessing, normalise(pixels[:2], state.preprocessing))
+        applied = importlib.import_module(place).rewrite(subject)
+        if isinstance(applied, str):
+            details[name] = f"does not apply: {applied}"
+            continue
+        preprocessing = applied.preprocessing or state.preprocessing
+        moved = _moved(applied.module, pixels, preprocessing, expected)
+        if isinstance(moved, str) or moved > TOLERANCE:
+            why = moved if isinstance(moved, str) else f"outputs moved by {moved:.1e} of the largest, at most {TOLERANCE:g}"
+            details[name] = f"refused: {why}"
+            refused.append(name)
+            continue
+        state = replace(state, module=applied.module, preprocessing=preprocessing)
         touched += applied.layers
-        details[rewrite.name] = f"{applied.layers} layers"
-    done = [name for name, text in details.items() if text != "does not apply"]
-    summary = f"rewrites applied: {', '.join(done)}" if done else "no rewrite was applied"
-    return state.reported(StepReport("rewrite", touched, summary, details))
+        done.append(name)
+        details[name] = f"{applied.layers} layers, outputs move by {moved:.1e} of the largest"
+    summary = f"rewritten exactly: {', '.join(done)}" if done else "no rewrite was applied"
+    if refused:
+        summary += f"; refused, since it would change the answers: {', '.join(refused)}"
+    on_progress.finish("rewrite", summary)
+    after = count_macs(state.module, state.preprocessing)
+    report = StepReport("rewrite", touched, summary, details, macs=BeforeAfter(macs, after), seconds=time.monotonic() - began)
+    return state.reported(report)
+
+
+def _with_extremes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``images`` and four of them with borders of black, white, and both in turn: what a padded layer must not confuse."""
+    import numpy as np
+
+    extreme = images[np.arange(4) % len(images)].copy()
+    for i, (rows, columns) in enumerate(((0, 0), (255, 255), (0, 255), (255, 0))):
+        extreme[i, :3], extreme[i, -3:] = rows, rows
+        extreme[i, :, :3], extreme[i, :, -3:] = columns, columns
+    return np.concatenate([images, extreme])
+
+
+def _outputs(module: torch.nn.Module, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Tensor:
+    import torch
+
+    module.eval()
+    with torch.no_grad():
+        parts = [module(normalise(pixels[i : i + BATCH], preprocessing)) for i in range(0, len(pixels), BATCH)]
+    return torch.cat(parts)
+
+
+def _moved(module: Any, pixels: NDArray[np.uint8], preprocessing: Preprocessing, expected: torch.Tensor) -> float | str:
+    """The largest change of an output as a share of the largest output, or why there is none to tell."""
+    try:
+        outputs = _outputs(module, pixels, preprocessing)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as e:
+        return f"the rewritten module fails: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
+    if outputs.shape != expected.shape:
+        return f"outputs of shape {tuple(outputs.shape)}, expected {tuple(expected.shape)}"
+    moved = float((outputs - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
+    return moved if moved == moved else "outputs are no longer numbers"

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ def test_fp32_without_data_is_synthetic_and_says_so(build: Build) -> None:
     assert (manifest.golden.source, manifest.golden.count) == ("synthetic", 16)
     assert manifest.evaluation is None and "without --eval" in manifest.evaluation_absent
     assert [s.step for s in manifest.steps] == ["rewrite", "quantize"]
-    assert manifest.steps[0].summary == "no rewrite was applied" and manifest.steps[0].layers == 0
+    assert manifest.steps[0].summary.startswith("rewritten exactly: ") and manifest.steps[0].layers
     (artifact,) = manifest.artifacts
+    assert (artifact.input.dtype, artifact.input.layout) == ("uint8", "NHWC")
     assert (artifact.name, artifact.opset, artifact.ir_version) == ("onnx-fp32", 18, 10)
     assert artifact.parity.max_relative_error < 1e-4
     assert any("not run in onnxruntime 1.19" in note for note in artifact.notes)
@@ -54,10 +54,9 @@ def test_every_scheme_in_both_formats(build: Build, images: Path, scheme: str) -
         again = run_artifact(artifact.format, model, pixels, manifest.preprocessing, artifact.input)
         assert compare(again, recorded, artifact.golden.tolerance).passed
         # What a device must never let through, on this very artifact.
-        wrong = replace(manifest.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         faults = {
             "swapped channels": run_artifact(artifact.format, model, pixels[..., ::-1], manifest.preprocessing, artifact.input),
-            "another mean and std": run_artifact(artifact.format, model, pixels, wrong, artifact.input),
+            "half as bright": run_artifact(artifact.format, model, pixels // 2, manifest.preprocessing, artifact.input),
         }
         if artifact.format == "onnx":
             zeroed = zero_layer(model, "blocks.0.mlp.fc2")
