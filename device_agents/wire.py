@@ -417,6 +417,30 @@ class CheckedRuntime:
 
 
 @record
+class Placement:
+    """What of an artifact runs where, as the runtime of the machine it was built on partitioned it for its CPU.
+
+    ``macs`` are the multiply-adds of one inference in matrix products and convolutions; ``int8_share`` and ``int4_share`` those
+    that multiply integers of 8 and 4 bits; ``float_operators`` counts operators that multiply floats, by kind. ``nodes`` counts
+    nodes by execution provider or delegate; ``outside`` those the delegate did not take, by kind, and ``partitions`` the pieces
+    it took. ``leftover_pairs`` are Q→DQ pairs left in the optimised ONNX graph, None for TFLite. ``activation_bytes`` estimates
+    the most bytes of activations alive at once, weights and scratch aside.
+    """
+
+    runtime: str = text(choices=RUNTIMES)
+    runtime_version: str = text(max_len=60)
+    macs: int = number(0, 10**16)
+    int8_share: float = number(0.0, 1.0)
+    int4_share: float = number(0.0, 1.0)
+    float_operators: Dict[str, int] = items(200)
+    nodes: Dict[str, int] = items(20)
+    outside: Dict[str, int] = items(200)
+    partitions: int = number(0, 1_000_000)
+    leftover_pairs: Optional[int] = number(0, 1_000_000)
+    activation_bytes: int = number(0, 2**62)
+
+
+@record
 class Artifact:
     """One model file in one format. ``opset`` and ``ir_version`` are None for TFLite, as read back from the file itself."""
 
@@ -435,6 +459,7 @@ class Artifact:
     parity: Parity
     checked: Tuple[CheckedRuntime, ...] = items(20)
     notes: Tuple[str, ...] = items(100, max_len=1000, default=())
+    placement: Optional[Placement] = None
 
 
 @record

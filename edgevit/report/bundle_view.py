@@ -175,11 +175,44 @@ def _render_artifact(artifact: Artifact) -> RenderableType:
             f"{checked.runtime} {checked.version} (Python {checked.python}): max error {checked.max_abs_error:.2g}, "
             f"cosine ≥ {checked.min_cosine:.5f}",
         )
+    for title, text in _placed(artifact):
+        table.add_row(title, text)
     for note in artifact.notes:
         table.add_row("note", note)
     operators = sorted(artifact.operators.items(), key=lambda item: (-item[1], item[0]))
     table.add_row("operators", ", ".join(f"{name} {count}" for name, count in operators))
     return table
+
+
+def _placed(artifact: Artifact) -> list[tuple[str, str]]:
+    """What of an artifact runs where; nothing for one built before that was looked at."""
+    p = artifact.placement
+    if p is None:
+        return []
+    shares = [f"{100 * share:.1f} % in {name}" for name, share in (("int8", p.int8_share), ("int4", p.int4_share)) if share]
+    floats = _counts(p.float_operators)
+    lines = [
+        ("multiply-adds", f"{p.macs / 1e6:,.1f} M: {', '.join(shares) or 'all in float'}"),
+        ("computed in float", f"{floats} (of what multiplies)" if floats else "nothing that multiplies"),
+    ]
+    nodes = ", ".join(f"{count:,} by {name}" for name, count in p.nodes.items())
+    pieces = f", in {p.partitions:,} pieces" if p.partitions > 1 else ""
+    lines.append(("nodes", f"{nodes}{pieces}, in {p.runtime} {p.runtime_version}"))
+    if p.outside:
+        lines.append(("not delegated", _counts(p.outside)))
+    if p.leftover_pairs:
+        lines.append(
+            ("left over", f"{p.leftover_pairs:,} pairs of QuantizeLinear and DequantizeLinear that no operator took in")
+        )
+    needed = artifact.blob.size + p.activation_bytes
+    lines.append(
+        ("memory, estimate", f"{needed / 1e6:,.2f} MB: the file, and {p.activation_bytes / 1e6:,.2f} MB of activations at most")
+    )
+    return lines
+
+
+def _counts(kinds: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in kinds.items())
 
 
 def _triple(values: tuple[float, ...]) -> str:
