@@ -210,14 +210,14 @@ def write_bundle(
     return Bundle(out, manifest, manifest_bytes, signature, hashlib.sha256(manifest_bytes).hexdigest())
 
 
-def _existing(out: Path, manifest: wire.Manifest) -> Bundle | None:
-    """The bundle in ``out``; None where it is free or holds a damaged one of the same name; else UsageError."""
+def verify_place(out: Path, name: str) -> None:
+    """Raises UsageError where ``out`` is neither free nor the place of a bundle called ``name``, which may be replaced."""
     if not os.path.lexists(out):
-        return None
+        return
     if not out.is_dir() or out.is_symlink():
         raise UsageError(f"{out} is there and is not a directory", hint="give another -o DIR")
     if not any(out.iterdir()):
-        return None
+        return
     foreign = sorted({entry.name for entry in out.iterdir()} - {MANIFEST, SIGNATURE, BLOBS})
     try:
         older = parse_manifest(_read_file(out / MANIFEST, wire.MAX_MANIFEST_BYTES))
@@ -225,8 +225,15 @@ def _existing(out: Path, manifest: wire.Manifest) -> Bundle | None:
         raise UsageError(f"{out} is not empty and holds no bundle that may be replaced: {e}", hint="give another -o DIR") from e
     if foreign:
         raise UsageError(f"{out} holds files that belong to no bundle: {', '.join(foreign[:5])}", hint="give another -o DIR")
-    if older.name != manifest.name:
-        raise UsageError(f"{out} holds the bundle {older.name!r}, not {manifest.name!r}", hint="give another -o DIR")
+    if older.name != name:
+        raise UsageError(f"{out} holds the bundle {older.name!r}, not {name!r}", hint="give another -o DIR")
+
+
+def _existing(out: Path, manifest: wire.Manifest) -> Bundle | None:
+    """The bundle in ``out``; None where it is free or holds a damaged one of the same name; else UsageError."""
+    verify_place(out, manifest.name)
+    if not os.path.lexists(out) or not any(out.iterdir()):
+        return None
     try:
         return open_bundle(out, None)
     except BundleError:

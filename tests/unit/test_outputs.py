@@ -53,6 +53,15 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_work(
     assert "no-such-model" not in err, "the model was looked for before the place was"
 
 
+def test_a_place_that_holds_something_else_is_told_before_any_work(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(make_signer(tmp_path)).write(tmp_path / "bundle")
+    assert run_cli([*BUILD, str(bundle)]) == 2
+    err = capsys.readouterr().err
+    assert "not 'no-such-model.fp32'" in err and "next:  give another -o DIR" in err and "no timm model" not in err, err
+
+
 def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
     verify_writable_folder(tmp_path / "a" / "b")
     write_whole(tmp_path / "page.html", "text")
