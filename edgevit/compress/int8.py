@@ -185,11 +185,15 @@ def _quantized(
     watches = _watch(module, state, pixels, context, moments=config.rounding == "hessian") if real else {}
     first = _first_convolution(module, x) if static and config.first == "float" else ""
     behind = _activations_behind(module, x) if static else {}
+    constant = _constant_layers(module, x)
     layers, details = [], {}
     context.on_progress.start("round", "rounding weights", len(prepared.module.state_dict()), "tensors")
     for name, kind, depthwise in quantizable_layers(module, convolutions=static):
         if name == first:
             details[name] = "stays float: it reads the image, and is a small part of the work"
+            continue
+        if name in constant:
+            details[name] = "stays float: it reads the same for every image, and is computed once, when the file is written"
             continue
         if static and name not in watches:
             details[name] = "stays float: it never ran on the calibration images"
@@ -242,6 +246,34 @@ def _describe(chosen: LayerRange | None, error: float | None, note: str) -> str:
         (low, high), (a, b) = chosen.input, chosen.seen_input
         parts.append(f"input {low:.4g} … {high:.4g} (seen {a:.4g} … {b:.4g}) by {100 * chosen.damage**0.5:.2g} %")
     return ", ".join([*parts, note] if note else parts)
+
+
+def _constant_layers(module: torch.nn.Module, x: torch.Tensor) -> set[str]:
+    """Layers whose input is the same for ``x`` and for noise of its shape: the networks that make position biases (Swin V2,
+    GCViT). Exporters fold them into a constant, so that no file has them."""
+    import torch
+
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def note(name: str) -> Any:
+        def see(_: Any, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], torch.Tensor):
+                seen.setdefault(name, []).append(args[0])
+
+        return see
+
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    layers = [(n, m) for n, m in module.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+    for one in (x, noise):
+        run_hooked(module, one, [layer.register_forward_pre_hook(note(name)) for name, layer in layers])
+    return {n for n, read in seen.items() if len(read) % 2 == 0 and _same_halves(read)}
+
+
+def _same_halves(read: list[torch.Tensor]) -> bool:
+    import torch
+
+    half = len(read) // 2
+    return all(torch.equal(a, b) for a, b in zip(read[:half], read[half:], strict=True))
 
 
 def _first_convolution(module: torch.nn.Module, x: torch.Tensor) -> str:

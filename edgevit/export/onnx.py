@@ -9,6 +9,7 @@ layers (the runtime fuses both; a float output costs nothing and rounds once les
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -64,19 +65,22 @@ def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: i
         raise ExportError(f"torch could not export the module to ONNX: {_first_line(e)}") from e
     if program is None:
         raise ExportError("torch.onnx.export returned nothing, expected an ONNX program")
-    return _canonical(program.model_proto, takes_pixels(preprocessing))
+    return _canonical(program.model_proto, takes_pixels(preprocessing), module)
 
 
-def _canonical(model: Any, pixels: bool) -> bytes:
+def _canonical(model: Any, pixels: bool, module: torch.nn.Module) -> bytes:
     """Strip what differs between machines and runs; name matrix nodes and their weights after the layer they come from."""
     graph = model.graph
     weights = {i.name: i for i in graph.initializer}
+    bypassed = _linear_weights(module)
     renamed: dict[str, str] = {}
     for node in graph.node:
         layer = layer_of(node)
         if layer is None and node.op_type in _MATRIX_OPS and node.input[1] in weights:
             # A convolution that took in its BatchNorm lost its own note and kept the name of its weight.
             layer = node.input[1].removesuffix(".weight") if node.input[1].endswith(".weight") else None
+            if layer is None and node.op_type == "MatMul":
+                layer = bypassed.get(_digest(_onnx().numpy_helper.to_array(weights[node.input[1]])))
         if layer and node.op_type in _MATRIX_OPS:
             node.name = f"{layer}/{node.op_type}"
             if node.op_type == "MatMul" and node.input[1] in weights and f"{layer}.weight" not in weights:
@@ -158,6 +162,26 @@ def _take_pixels(graph: Any) -> None:
     graph.node.extend([*nodes, *old])
     shape = [batch, height, width, channels]
     graph.input.append(onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, shape))
+
+
+def _linear_weights(module: torch.nn.Module) -> dict[str, str]:
+    """Digest of a linear layer's transposed weight → its path, for modules that multiply by the weight of a layer without
+    calling it (BEiT, EVA: ``F.linear(x, self.qkv.weight, …)``); weights that several layers have are left out."""
+    torch = import_torch()
+    found: dict[str, str] = {}
+    several = set()
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            digest = _digest(layer.weight.detach().numpy().T)
+            several |= {digest} & set(found)
+            found[digest] = name
+    return {digest: name for digest, name in found.items() if digest not in several}
+
+
+def _digest(array: NDArray[Any]) -> str:
+    import numpy as np
+
+    return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def layer_of(node: Any) -> str | None:

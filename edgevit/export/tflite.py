@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 MATRIX_OPS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 
 
+_FIT_ROUNDS = 8
+"""Of fitting factors of rows and columns in turn; one is exact where no entry is zero."""
+_FIT_TOLERANCE = 1e-3
+"""Of the logarithm of an entry: products of float32 lie far below, other weights far above."""
+
+
 @dataclass(frozen=True)
 class MatrixOp:
     """One operator with a constant weight: its kind, the quantizer's name for it, and the names of its tensors. ``fused``: an
@@ -148,14 +154,17 @@ def _configure_integers(tool: Any, names: Any, spec: QuantSpec, found: dict[str,
 
 def match_layers(model: bytes, spec: QuantSpec, module: torch.nn.Module) -> dict[str, MatrixOp]:
     """Layer of the spec → the operator of the float file ``model`` that carries it out, by the path the converter left in the
-    name of the weight, else by the weight's bytes. Raises :class:`ExportError` naming those not found."""
+    name of the weight, else by the weight's bytes, else by its values but for factors of its inputs and outputs, which the
+    converter moves in. Raises :class:`ExportError` naming those not found."""
     by_path: dict[str, list[MatrixOp]] = defaultdict(list)
     by_weight: dict[str, list[MatrixOp]] = defaultdict(list)
-    for op in matrix_ops(model):
+    ops = matrix_ops(model)
+    for op in ops:
         for path in {part for part in op.weight_name.split(";") if part}:
             by_path[path].append(op)
         by_weight[_digest(op.weight)].append(op)
-    found, lost = {}, []
+    found: dict[str, MatrixOp] = {}
+    lost: list[LayerQuant] = []
     for layer in spec.layers:
         here = by_path.get(_converter_path(module, layer.name), ())
         if len(here) != 1:
@@ -165,13 +174,42 @@ def match_layers(model: bytes, spec: QuantSpec, module: torch.nn.Module) -> dict
         if len(here) == 1:
             found[layer.name] = here[0]
         else:
-            lost.append(layer.name)
+            lost.append(layer)
+    taken = {id(op) for op in found.values()}
+    for layer in list(lost):
+        stored = weight_as_stored(module, layer)
+        matches = [op for op in ops if id(op) not in taken and is_rescaled(op.weight, stored, layer.depthwise)]
+        if len(matches) == 1:
+            found[layer.name] = matches[0]
+            lost.remove(layer)
     if lost:
         raise ExportError(
             f"{len(lost)} of {len(spec.layers)} layers of the QuantSpec have no operator in the TFLite file: "
-            f"{', '.join(lost[:5])}"
+            f"{', '.join(layer.name for layer in lost[:5])}"
         )
     return found
+
+
+def is_rescaled(changed: NDArray[np.float32], weight: NDArray[np.float32], depthwise: bool) -> bool:
+    """Whether ``changed`` is ``weight`` (both as the file stores them) times a factor for each output and one for each input
+    channel, zeros aside. Another layer's weight never is, unless it is too small to tell."""
+    import numpy as np
+
+    if changed.shape != weight.shape:
+        return False
+    # (outputs, places, inputs); the outputs of a depthwise convolution have no inputs of their own.
+    first, second = (
+        (a.reshape(-1, a.shape[-1]).T[:, :, None] if depthwise and a.shape[0] == 1 else a.reshape(len(a), -1, a.shape[-1]))
+        for a in (changed.astype(np.float64), weight.astype(np.float64))
+    )
+    mask = second != 0
+    if mask.sum() <= 2 * (first.shape[0] + first.shape[2]) or not np.array_equal(mask, first != 0):
+        return False
+    ratio = np.log(np.abs(np.where(mask, first, 1)) / np.abs(np.where(mask, second, 1)))
+    for _ in range(_FIT_ROUNDS):
+        for axes in ((1, 2), (0, 1)):
+            ratio -= np.where(mask, ratio, 0).sum(axes, keepdims=True) / np.maximum(mask.sum(axes, keepdims=True), 1)
+    return bool(np.abs(np.where(mask, ratio, 0)).max() < _FIT_TOLERANCE)
 
 
 @functools.cache
