@@ -131,7 +131,7 @@ class ArtifactMaker:
             from edgevit.export import onnx
             from edgevit.export.readback import read_onnx
 
-            float_model = self._float_model("onnx", onnx, module)
+            float_model = float_file(self.cache, "onnx", onnx, module, self.preprocessing, self.batch)
             model = onnx.apply_spec(float_model, spec, module, self.calibration.pixels, self.preprocessing)
             ceiling = onnx_ceiling(tuple(fits))
             allowed = (onnx.IR_VERSION, onnx.OPSET) if ceiling is None else (ceiling.ir_version, ceiling.opset)
@@ -139,20 +139,23 @@ class ArtifactMaker:
         from edgevit.export import tflite
         from edgevit.export.readback_tflite import read_tflite
 
-        float_model = self._float_model("tflite", tflite, module)
+        float_model = float_file(self.cache, "tflite", tflite, module, self.preprocessing, self.batch)
         model = tflite.apply_spec(float_model, spec, module, self.calibration.pixels, self.preprocessing, self.on_progress)
         return model, read_tflite(model, float_model, spec, module)
 
-    def _float_model(self, format_: str, exporter: Any, module: torch.nn.Module) -> bytes:
-        """The float32 file every scheme of a model starts from; the slow half of an export, so it is kept."""
-        shape = [self.preprocessing.height, self.preprocessing.width, self.batch]
-        key = digest_of("float", format_, module_digest(module), shape, tool_versions(), _source_digest(exporter))
-        known = self.cache.get(key)
-        if known is not None:
-            return known.files["model"].read_bytes()
-        data: bytes = exporter.export_float(module, self.preprocessing, self.batch)
-        self.cache.put(key, {"model": data}, {})
-        return data
+
+def float_file(
+    cache: Cache, format_: str, exporter: Any, module: torch.nn.Module, preprocessing: wire.Preprocessing, batch: int
+) -> bytes:
+    """The float32 file that every scheme of a module starts from; the slow half of an export, so it is kept."""
+    shape = [preprocessing.height, preprocessing.width, batch]
+    key = digest_of("float", format_, module_digest(module), shape, tool_versions(), _source_digest(exporter))
+    known = cache.get(key)
+    if known is not None:
+        return known.files["model"].read_bytes()
+    data: bytes = exporter.export_float(module, preprocessing, batch)
+    cache.put(key, {"model": data}, {})
+    return data
 
 
 def make_variants(

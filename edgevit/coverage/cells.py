@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgevit.cache import Cache
 from edgevit.coverage.families import Family
 from edgevit.errors import BuildError, EdgevitError
 from edgevit.progress import Quiet
@@ -61,9 +62,11 @@ class _Prepared:
     row: Row
 
 
-def cover(family: Family, format_: str) -> Iterator[Row]:
+def cover(family: Family, format_: str, cache: Cache) -> Iterator[Row]:
     """A row for each of :data:`SCHEMES`, as soon as it is known. One float file serves them all: that of the module which the
     int8 step prepared exactly, or of the module itself where that step failed."""
+    from edgevit.artifacts import float_file
+
     began = time.monotonic()
     row = Row(family.name, family.kind, family.member, format_, "fp32")
     try:
@@ -78,7 +81,7 @@ def cover(family: Family, format_: str) -> Iterator[Row]:
         refusal = e
     module = state.carried(format_)[0]
     try:
-        float_model = _exporter(format_).export_float(module, state.preprocessing, 1)
+        float_model = float_file(cache, format_, _exporter(format_), module, state.preprocessing, 1)
     except EdgevitError as e:
         yield from (_failed(replace(prepared.row, scheme=scheme), began, "export", e) for scheme in SCHEMES)
         return

@@ -132,7 +132,7 @@ def _work(piece: Piece, link: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends us
     import_torch().set_num_threads(1)
     try:
-        for row in cover(piece.family, piece.format):
+        for row in cover(piece.family, piece.format, Cache()):
             link.send(row)
     except MemoryError:
         link.send("out of memory")
