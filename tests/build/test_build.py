@@ -181,10 +181,21 @@ def test_a_changed_weight_is_another_build(build: Build) -> None:
     assert one.manifest.artifacts[0].blob != two.manifest.artifacts[0].blob
 
 
+def test_the_last_block_of_a_class_token_model_is_cut_and_quantized_in_both_formats(build: Build, images: Path) -> None:
+    source = ModelSource("tests.support.models:tiny_vit", random_weights=True, model_args={"global_pool": "token"})
+    bundle = build("int8-dynamic", ALL, source=source, calib_data=images)
+    report, quantized = bundle.manifest.steps
+    assert report.macs is not None and report.macs.after < report.macs.before
+    assert {"blocks.1.q", "blocks.1.kv", "patch_embed.proj"} <= set(quantized.details)
+    for artifact in bundle.manifest.artifacts:
+        assert (artifact.input.dtype, artifact.input.shape) == ("uint8", (1, 32, 32, 3))
+        assert artifact.parity.min_cosine > 0.98
+
+
 def test_a_batch_of_four(build: Build, images: Path) -> None:
     bundle = build("int8-static", ALL, calib_data=images, batch=4)
     for artifact in bundle.manifest.artifacts:
-        assert artifact.batch == 4 and artifact.input.shape == (4, 3, 32, 32)
+        assert artifact.batch == 4 and artifact.input.shape == (4, 32, 32, 3)
     assert bundle.manifest.golden.count % 4 == 0
 
 

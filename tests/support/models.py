@@ -9,7 +9,9 @@ from edgevit.torchsetup import import_timm, import_torch
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def tiny_vit(num_classes: int = 10, img_size: int = 32, seed: int = 0, depth: int = 2, width: int = 48) -> Any:
+def tiny_vit(
+    num_classes: int = 10, img_size: int = 32, seed: int = 0, depth: int = 2, width: int = 48, global_pool: str = "avg"
+) -> Any:
     """A ViT of two blocks at 32 pixels; its weights are scaled up so that its logits tell images apart."""
     torch = import_torch()
     import_timm()
@@ -17,7 +19,13 @@ def tiny_vit(num_classes: int = 10, img_size: int = 32, seed: int = 0, depth: in
 
     torch.manual_seed(seed)
     model = VisionTransformer(
-        img_size=img_size, patch_size=8, embed_dim=width, depth=depth, num_heads=3, num_classes=num_classes, global_pool="avg"
+        img_size=img_size,
+        patch_size=8,
+        embed_dim=width,
+        depth=depth,
+        num_heads=3,
+        num_classes=num_classes,
+        global_pool=global_pool,
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,0 +1,186 @@
+"""Exact rewrites: each keeps every answer, on images with extreme borders too, and one that does not is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from device_agents.wire import Preprocessing
+from edgevit import rewrite
+from edgevit.compress import CalibrationData, Compressed
+from edgevit.compress.calibrate import normalise
+from edgevit.export import onnx as onnx_files
+from edgevit.export.runtime import image_spec, run_artifact
+from edgevit.golden import synthetic_images
+from edgevit.rewrite import REWRITES, Applied, apply_rewrites
+from edgevit.rewrite.pixels import takes_pixels
+from edgevit.torchsetup import import_timm, import_torch
+from tests.build.conftest import Recorder
+from tests.support.models import MEAN, STD, hybrid
+
+SHAPE = Preprocessing(32, 32, 36, "bicubic", "center", MEAN, STD)
+PIXELS = synthetic_images(16, SHAPE)
+DATA = CalibrationData(PIXELS, None, real=False)
+
+
+def vit(**changes: Any) -> Any:
+    """A class-token ViT of three blocks with weights, norms and positions that all matter."""
+    torch = import_torch()
+    import_timm()
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    distilled = changes.pop("distilled", False)
+    if distilled:
+        from timm.models.deit import VisionTransformerDistilled as VisionTransformer  # type: ignore[no-redef]
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10, **changes}
+    model = VisionTransformer(**settings)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight") and parameter.ndim >= 2:
+                parameter.normal_(0, 1.6 / parameter[0].numel() ** 0.5)
+            elif "norm" in name or "gamma" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+            else:
+                parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+def merged_vit() -> Any:
+    from edgevit.compress.merge_tokens import restructure
+
+    return restructure(vit(), {"merge": [(0, 3), (1, 3)]}).eval()
+
+
+def rewritten(module: Any, off: tuple[str, ...] = ()) -> Compressed:
+    return apply_rewrites(Compressed(module, SHAPE, module), DATA, Recorder(), off)
+
+
+def applied(state: Compressed) -> set[str]:
+    return {name for name, text in state.reports[-1].details.items() if text[0].isdigit()}
+
+
+def outputs(state: Compressed, pixels: Any) -> Any:
+    with import_torch().no_grad():
+        return state.module(normalise(pixels, state.preprocessing)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (vit, {"norm_affine", "class_token", "attention", "centre", "pixels", "patches"}),
+        (
+            lambda: vit(init_values=0.5),
+            {"layer_scale", "norm_affine", "class_token", "attention", "centre", "pixels", "patches"},
+        ),
+        (lambda: vit(distilled=True), {"norm_affine", "class_token", "attention", "centre", "pixels", "patches"}),
+        (lambda: vit(reg_tokens=2), {"norm_affine", "class_token", "attention", "centre", "pixels", "patches"}),
+        (lambda: vit(qk_norm=True), {"norm_affine", "centre", "pixels", "patches"}),
+        (lambda: vit(global_pool="avg"), {"norm_affine", "attention", "centre", "pixels", "patches"}),
+        (merged_vit, {"norm_affine", "class_token", "attention", "centre", "pixels", "patches"}),
+        (hybrid, {"batch_norm", "pixels"}),
+    ],
+    ids=["vit", "layer_scale", "distilled", "registers", "qk_norm", "avg", "merged", "hybrid"],
+)
+def test_every_answer_stays(make: Any, expected: set[str]) -> None:
+    module = make().eval()
+    before = copy.deepcopy(module.state_dict())
+    state = rewritten(module)
+    assert applied(state) == expected, state.reports[-1].details
+    assert all(bool((before[k] == v).all()) for k, v in module.state_dict().items()), "the module that came was changed"
+    fresh = synthetic_images(24, SHAPE)[16:]
+    fresh[:2, 0], fresh[2:4, :, -1] = 255, 0
+    reference = outputs(Compressed(module, SHAPE, module), fresh)
+    assert np.abs(outputs(state, fresh) - reference).max() <= 1e-4 * np.abs(reference).max()
+    assert np.abs(outputs(state, fresh[:1]) - reference[:1]).max() <= 1e-4 * np.abs(reference).max(), "one image at a time"
+
+
+def test_the_last_block_computes_less_and_the_report_counts_it() -> None:
+    macs = rewritten(vit()).reports[-1].macs
+    assert macs is not None and macs.after < 0.9 * macs.before
+
+
+@pytest.mark.parametrize("name", list(REWRITES))
+def test_each_can_be_switched_off(name: str) -> None:
+    state = rewritten(vit(init_values=0.5), (name,))
+    assert state.reports[-1].details[name] == "switched off by the recipe"
+    assert name not in applied(state)
+    assert takes_pixels(state.preprocessing) is (name != "pixels")
+
+
+@pytest.mark.parametrize("fault", ["wrong", "crashing", "nan"])
+def test_one_that_breaks_parity_is_refused_by_name_and_the_rest_goes_on(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(subject: Any) -> Applied:
+        torch = import_torch()
+        made = copy.deepcopy(subject.module)
+        with torch.no_grad():
+            made.head.weight.mul_(float("nan") if fault == "nan" else 1.01)
+        if fault == "crashing":
+            made.head = torch.nn.Linear(7, 10)
+        return Applied(made, 1)
+
+    module = types.ModuleType("broken_rewrite")
+    module.rewrite = broken  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "broken_rewrite", module)
+    monkeypatch.setattr(rewrite, "REWRITES", {"broken": "broken_rewrite", **REWRITES})
+    state = rewritten(vit())
+    report = state.reports[-1]
+    assert report.details["broken"].startswith("refused: ") and "broken" in report.summary.split("refused")[1]
+    assert "class_token" in applied(state)
+
+
+def test_one_that_only_many_images_tell_apart_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What slips through the first look of eight images is found by all of them together."""
+
+    def sly(subject: Any) -> Applied:
+        torch = import_torch()
+        made = copy.deepcopy(subject.module)
+        rare = normalise(PIXELS[:1], subject.preprocessing)
+
+        def spoil(layer: Any, args: Any, output: Any) -> Any:
+            hit = (args[0][:, None] - rare[None]).flatten(2).abs().amax(2) < 1e-6
+            return output + hit.any(1, keepdim=True).to(torch.float32)
+
+        made.register_forward_hook(spoil)
+        return Applied(made, 1)
+
+    module = types.ModuleType("sly_rewrite")
+    module.rewrite = sly  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sly_rewrite", module)
+    monkeypatch.setattr(rewrite, "REWRITES", {"sly": "sly_rewrite"})
+    assert rewritten(vit()).reports[-1].details["sly"].startswith("refused: outputs moved by")
+
+
+def test_a_padded_stem_keeps_its_subtraction() -> None:
+    """Folded into a padded convolution, the mean would leak in at the border."""
+    state = rewritten(hybrid().eval())
+    stem = state.module[0]
+    assert [type(part).__name__ for part in stem] == ["SubtractMean", "Conv2d"]
+
+
+def test_the_onnx_file_takes_pixels_and_the_runtime_fuses_what_it_knows(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    module = vit()
+    state = rewritten(module)
+    data = onnx_files.export_float(state.module, state.preprocessing, 1)
+    spec = image_spec("input", "uint8", (1, 32, 32, 3))
+    got = run_artifact("onnx", data, PIXELS[:6], SHAPE, spec)
+    reference = outputs(Compressed(module, SHAPE, module), PIXELS[:6])
+    assert np.abs(got - reference).max() <= 1e-4 * np.abs(reference).max()
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    operators = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert (operators["Gelu"], operators["Erf"]) == (3, 0), operators
+    assert operators["SimplifiedLayerNormalization"] == 7 and not operators["ReduceMean"], operators
+    assert operators["Conv"] == 0 and operators["FusedConv"] == 0, "patches are embedded by a matrix product"
