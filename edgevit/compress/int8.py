@@ -277,21 +277,14 @@ def _same_halves(read: list[torch.Tensor]) -> bool:
 
 
 def _first_convolution(module: torch.nn.Module, x: torch.Tensor) -> str:
-    """The convolution that reads the image itself, or nothing."""
+    """The convolution that reads the image (as it came, or with its mean taken off), or nothing."""
     import torch
 
     found: list[str] = []
-
-    def note(name: str) -> Any:
-        def see(_: Any, args: tuple[Any, ...]) -> None:
-            if args and args[0] is x:
-                found.append(name)
-
-        return see
-
     convolutions = [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Conv2d)]
-    run_hooked(module, x, [layer.register_forward_pre_hook(note(name)) for name, layer in convolutions])
-    return found[0] if found else ""
+    hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: found.append(name)) for name, layer in convolutions]
+    run_hooked(module, x, hooks)
+    return found[0] if found and dict(convolutions)[found[0]].in_channels == x.shape[1] else ""
 
 
 def _activations_behind(module: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:
