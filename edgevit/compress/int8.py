@@ -185,15 +185,15 @@ def _quantized(
     watches = _watch(module, state, pixels, context, moments=config.rounding == "hessian") if real else {}
     first = _first_convolution(module, x) if static and config.first == "float" else ""
     behind = _activations_behind(module, x) if static else {}
-    constant = _constant_layers(module, x)
+    unfit = _unfit_layers(module, x)
     layers, details = [], {}
     context.on_progress.start("round", "rounding weights", len(prepared.module.state_dict()), "tensors")
     for name, kind, depthwise in quantizable_layers(module, convolutions=static):
         if name == first:
             details[name] = "stays float: it reads the image, and is a small part of the work"
             continue
-        if name in constant:
-            details[name] = "stays float: it reads the same for every image, and is computed once, when the file is written"
+        if name in unfit:
+            details[name] = f"stays float: {unfit[name]}"
             continue
         if static and name not in watches:
             details[name] = "stays float: it never ran on the calibration images"
@@ -248,9 +248,10 @@ def _describe(chosen: LayerRange | None, error: float | None, note: str) -> str:
     return ", ".join([*parts, note] if note else parts)
 
 
-def _constant_layers(module: torch.nn.Module, x: torch.Tensor) -> set[str]:
-    """Layers whose input is the same for ``x`` and for noise of its shape: the networks that make position biases (Swin V2,
-    GCViT). Exporters fold them into a constant, so that no file has them."""
+def _unfit_layers(module: torch.nn.Module, x: torch.Tensor) -> dict[str, str]:
+    """Layers that files do not hold once each, and why: those whose input is the same for ``x`` and for noise of its shape, as
+    in networks that make position biases (Swin V2, GCViT), which exporters fold into a constant, and those that run several
+    times (CoaT)."""
     import torch
 
     seen: dict[str, list[torch.Tensor]] = {}
@@ -266,7 +267,13 @@ def _constant_layers(module: torch.nn.Module, x: torch.Tensor) -> set[str]:
     layers = [(n, m) for n, m in module.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
     for one in (x, noise):
         run_hooked(module, one, [layer.register_forward_pre_hook(note(name)) for name, layer in layers])
-    return {n for n, read in seen.items() if len(read) % 2 == 0 and _same_halves(read)}
+    found = {}
+    for name, read in seen.items():
+        if _same_halves(read):
+            found[name] = "it reads the same for every image, and is computed once, when the file is written"
+        elif len(read) > 2:
+            found[name] = f"it runs {len(read) // 2} times in one inference"
+    return found
 
 
 def _same_halves(read: list[torch.Tensor]) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing
@@ -73,6 +74,7 @@ def _canonical(model: Any, pixels: bool, module: torch.nn.Module) -> bytes:
     graph = model.graph
     weights = {i.name: i for i in graph.initializer}
     bypassed = _linear_weights(module)
+    uses: Counter[str] = Counter()
     renamed: dict[str, str] = {}
     for node in graph.node:
         layer = layer_of(node)
@@ -82,7 +84,8 @@ def _canonical(model: Any, pixels: bool, module: torch.nn.Module) -> bytes:
             if layer is None and node.op_type == "MatMul":
                 layer = bypassed.get(_digest(_onnx().numpy_helper.to_array(weights[node.input[1]])))
         if layer and node.op_type in _MATRIX_OPS:
-            node.name = f"{layer}/{node.op_type}"
+            uses[layer] += 1
+            node.name = f"{layer}/{node.op_type}" if uses[layer] == 1 else f"{layer}/{node.op_type}/{uses[layer]}"
             if node.op_type == "MatMul" and node.input[1] in weights and f"{layer}.weight" not in weights:
                 renamed.setdefault(node.input[1], f"{layer}.weight")
     for node in graph.node:
