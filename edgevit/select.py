@@ -4,8 +4,8 @@ First every variant that must not run is dropped, each with its reason; then the
 
 - it failed, or gave other outputs than those recorded at build time;
 - its figures are INVALID (unless asked for anyway);
-- it loses more than ``max_loss`` points of top-1 against the most accurate float variant of the same bundle, counted on that
-  device on the same images;
+- it loses more than ``max_loss`` points of top-1 against the float variant of the same bundle (the most accurate fp32, else
+  fp16), counted on that device on the same images;
 - it is int8 and slower than the fastest float variant of the same bundle on that device.
 
 A gate that cannot be held (no labelled images, no float artifact) is named in the choice, never passed over in silence.
@@ -129,7 +129,7 @@ def admit(summaries: Sequence[Summary], gates: Gates) -> Admission:
     dropped: list[Dropped] = []
     admitted: list[Summary] = []
     floats = [s for s in ordered if s.scheme in FLOAT_SCHEMES and not _wrong(s)]
-    scored = max((s for s in floats if s.top1 is not None), key=lambda s: s.top1 or 0.0, default=None)
+    scored = max((s for s in floats if s.top1 is not None), key=lambda s: (s.scheme == "fp32", s.top1 or 0.0), default=None)
     timed = min((s for s in floats if _usable(s, gates)), key=lambda s: s.p50_ms or 0.0, default=None)
     for s in ordered:
         reason = _wrong(s) or _not_valid(s, gates) or _loses(s, scored, gates.max_loss) or _slower(s, floats, timed)
@@ -252,14 +252,18 @@ def _ms(value: float) -> str:
 
 
 def _no_choice(first: Summary, policy: str, admission: Admission) -> NoChoice:
+    name = first.bundle_name or "the bundle"
     if admission.admitted:
         why = next((s.top1_absent for s in admission.admitted if s.top1_absent), "nothing was scored")
         return NoChoice(
-            f"{first.target}: no variant of {first.bundle_name} has a top-1 to choose by: {why}",
-            hint="edgevit build … --eval DATA",
+            f"{first.target}: no variant of {name} has a top-1 to choose by: {why}", hint="edgevit build … --eval DATA"
         )
     reasons = "".join(f"\n  {name_variant(d.variant)}: {d.reason}" for d in admission.dropped)
+    again = f"edgevit bench BUNDLE {first.target} --variants"
+    invalid = any(d.reason.startswith("INVALID") for d in admission.dropped)
     return NoChoice(
-        f"{first.target}: no variant of {first.bundle_name} may be chosen as {policy}:{reasons}",
-        hint=f"edgevit bench BUNDLE {first.target} --variants",
+        f"{first.target}: no variant of {name} may be chosen as {policy}:{reasons}",
+        hint=f"leave the board alone, then: {again} (or take INVALID figures for what they are: --anyway)"
+        if invalid
+        else again,
     )

@@ -87,5 +87,6 @@ def _by_policy(members: Sequence[Summary], gates: Gates) -> tuple[list[Choice], 
         try:
             chosen.append(choose(members, policy, gates))
         except NoChoice as e:
-            none.append((policy, str(e).splitlines()[0]))
+            several = len(str(e).splitlines()) > 1
+            none.append((policy, "every variant was dropped" if several else str(e).partition(": ")[2]))
     return chosen, none

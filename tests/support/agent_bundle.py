@@ -181,12 +181,14 @@ def make_bundle(
     evaluation: bool = True,
     onnx_model: bytes | None = None,
     extra_blob: bytes | None = None,
+    more: Mapping[str, tuple[str, bytes]] | None = None,
     change: Callable[[dict[str, Any]], None] | None = None,
 ) -> TinyBundle:
     """A bundle of the tiny models with real golden outputs, and labels that are the fp32 model's own answers, 3 of 32 wrong.
 
     ``onnx_model`` replaces the shipped ONNX file while the golden outputs stay those of :func:`tiny_onnx`; ``change`` edits the
-    manifest's JSON before it is signed; ``extra_blob`` becomes the class names' blob, to give a bundle weight.
+    manifest's JSON before it is signed; ``extra_blob`` becomes the class names' blob, to give a bundle weight. ``more``: names of
+    further ONNX artifacts with scheme and file, each with its own golden outputs.
     """
     import numpy as np
 
@@ -205,6 +207,9 @@ def make_bundle(
         artifacts.append(
             _artifact("tiny-tflite-fp32", "tflite", keep(model), keep(npy(outputs_tflite(model, images))), "args_0", "output_0")
         )
+    for title, (scheme, model) in (more or {}).items():
+        made = _artifact(title, "onnx", keep(model), keep(npy(outputs_onnx(model, images))), "x", "y")
+        artifacts.append(dataclasses.replace(made, scheme=scheme))
     eval_set = None
     if evaluation:
         eval_images = tiny_images(32, 2)

@@ -13,6 +13,7 @@ from device_agents import wire
 from edgevit.errors import StoreError
 from edgevit.results import schema
 from edgevit.results.store import Batch, Store, open_store, pack_int64, unpack_int64
+from edgevit.select import Choice, Dropped
 from tests.support.runs import failed, run
 
 
@@ -194,3 +195,46 @@ def test_the_document_stays_readable_as_a_wire_run(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "new" / "results.sqlite") as db:
         document = db.execute("SELECT document FROM runs").fetchone()[0]
     assert wire.loads(wire.Run, document.encode(), "run", wire.MAX_RUN_BYTES).job == run().job
+
+
+def choice(policy: str = "fastest", artifact: str = "onnx-int8", target: str = "pi4") -> Choice:
+    one = wire.Variant("b" * 64, artifact, "onnxruntime", "CPUExecutionProvider", 4)
+    dropped = (Dropped(dataclasses.replace(one, artifact="onnx-fp16"), "INVALID: the board was throttled"),)
+    return Choice(
+        target, one.bundle, "model.variants", policy, 1.0, False, one, "8.1 ms", ("run-1",), (), dropped, ("no images",), (one,)
+    )
+
+
+def test_a_choice_comes_back_whole_and_the_same_again_adds_nothing(tmp_path: Path) -> None:
+    with Store(url(tmp_path)) as store:
+        assert store.choices() == []
+        assert store.add_choice(choice()) and not store.add_choice(choice())
+        assert store.add_choice(choice("smallest")) and store.add_choice(choice(target="pi5"))
+        assert not store.add_choice(choice()), "others in between change nothing"
+        assert store.add_choice(choice(artifact="tflite-int8")) and store.add_choice(choice()), "what changed is kept, and back"
+    with Store(url(tmp_path)) as store:
+        kept = [one.choice for one in store.choices()]
+    assert kept == [choice(), choice(artifact="tflite-int8"), choice(target="pi5"), choice("smallest"), choice()], (
+        "newest first"
+    )
+
+
+def test_a_store_of_before_choices_gets_them_and_keeps_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        with Store(url(tmp_path)) as store:
+            store.add_run(run())
+    with sqlite3.connect(tmp_path / "new" / "results.sqlite") as db:
+        assert not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'choices'").fetchall()
+    with Store(url(tmp_path)) as store:
+        assert store.runs() == [run()] and store.add_choice(choice())
+    assert rows(tmp_path, "edgevit_migrations") == len(schema.MIGRATIONS)
+
+
+def test_a_damaged_choice_is_named(tmp_path: Path) -> None:
+    with Store(url(tmp_path)) as store:
+        store.add_choice(choice())
+    with sqlite3.connect(tmp_path / "new" / "results.sqlite") as db:
+        db.execute("UPDATE choices SET document = replace(document, '\"policy\"', '\"polycy\"')")
+    with Store(url(tmp_path)) as store, pytest.raises(StoreError, match=r"choice .* is damaged in the store: choice.polycy"):
+        store.choices()
