@@ -268,18 +268,32 @@ def merge(
 
     if sizes is None:
         sizes = torch.ones_like(x[:, :, :1])
-    unit = torch.nn.functional.normalize(metric[:, prefix:], dim=-1)
-    best, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)
-    half, other = best.shape[1], unit.shape[1] // 2
+    ours, theirs = _alternate(torch.nn.functional.normalize(metric[:, prefix:], dim=-1))
+    best, partner = (ours @ theirs.transpose(1, 2)).max(-1)
+    half, other = ours.shape[1], theirs.shape[1]
     order = _one_hot(best.topk(half, dim=1).indices, half, x.dtype)
     going, staying = order[:, :count], order[:, count:]
     target = (going @ _one_hot(partner, other, x.dtype)).transpose(1, 2)
     weighted = x * sizes
     merged = []
     for values in (weighted, sizes):
-        first, second = values[:, prefix::2], values[:, prefix + 1 :: 2]
+        first, second = _alternate(values[:, prefix:])
         merged.append(torch.cat([values[:, :prefix], staying @ first, second + target @ (going @ first)], 1))
     return merged[0] / merged[1], merged[1]
+
+
+def _alternate(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, N, D) → every other token (B, ⌈N/2⌉, D) and the others (B, ⌊N/2⌋, D). Two tokens are laid side by side and cut apart:
+    a slice with a stride is what XNNPACK does not take, and TFLite's own is many times slower."""
+    import torch
+
+    batch, count, width = tokens.shape
+    second = count // 2
+    pairs = tokens[:, : 2 * second].reshape(batch, second, 2 * width)
+    first = pairs[:, :, :width]
+    if count % 2:
+        first = torch.cat([first, tokens[:, 2 * second :]], 1)
+    return first, pairs[:, :, width:]
 
 
 def _one_hot(indices: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
