@@ -10,8 +10,8 @@ REFUSAL_CODES = (
     "no-python", "no-numpy", "no-runtime", "no-ssh-keygen", "no-signers", "bad-signature", "unknown-signer",
     "bad-manifest", "newer-schema", "agent-too-old", "older-version", "digest-mismatch", "no-space", "io-error",
     "not-installed", "blob-missing", "blob-damaged", "no-such-artifact", "does-not-fit", "provider-missing",
-    "provider-mismatch", "scheme-refused", "golden-mismatch", "bad-job", "no-such-run", "worker-timeout", "worker-died",
-    "worker-failed", "busy", "interrupted", "bad-request", "no-previous", "no-active",
+    "provider-mismatch", "scheme-refused", "runtime-too-old", "golden-mismatch", "bad-job", "no-such-run", "worker-timeout",
+    "worker-died", "worker-failed", "busy", "interrupted", "bad-request", "no-previous", "no-active",
 )  # fmt: skip
 """Every code a refusal can carry. Stable: hosts of other versions know them."""
 

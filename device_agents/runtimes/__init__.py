@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Sequence, Tuple
 
-from device_agents.errors import Refused
+from device_agents.errors import Refused, printable
 
 KNOWN_WRONG: Dict[Tuple[str, str], str] = {
     (
@@ -30,6 +31,19 @@ def check_scheme(runtime: str, scheme: str) -> None:
     known = KNOWN_WRONG.get((runtime, scheme))
     if known:
         raise Refused("scheme-refused", known, "use the runtime litert, or another scheme")
+
+
+def refuse_load(runtime: str, version: str, said: str, too_old: Sequence[Tuple[str, str]]) -> Refused:
+    """What the runtime ``said`` of a file it would not load, as a refusal: ``runtime-too-old``, with what the file needs and
+    what the runtime has, where a pattern of ``too_old`` tells; else ``worker-failed``."""
+    there = "{} {}".format(runtime, version)
+    for pattern, words in too_old:
+        found = re.search(pattern, said, re.DOTALL)
+        if found:
+            return Refused(
+                "runtime-too-old", words.format(*found.groups(), runtime=there), "build for this board, or update its runtime"
+            )
+    return Refused("worker-failed", "{} cannot load the model: {}".format(there, printable(said)))
 
 
 def load_backend(runtime: str) -> Any:

@@ -6,8 +6,8 @@ import base64
 from typing import Any, Iterator, List, Tuple
 
 from device_agents import wire
-from device_agents.errors import Refused, printable
-from device_agents.runtimes import Session
+from device_agents.errors import Refused
+from device_agents.runtimes import Session, refuse_load
 
 # Relu over (1, 4) float32, "x" → "y", IR 7 and opset 13, made once with onnx 1.23.2:
 #   helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "proof", [x], [y]),
@@ -15,6 +15,20 @@ from device_agents.runtimes import Session
 PROOF_MODEL = base64.b64decode(
     "CAcSB2VkZ2V2aXQ6PwoMCgF4EgF5IgRSZWx1EgVwcm9vZloTCgF4Eg4KDAgBEggKAggBCgIIBGITCgF5Eg4KDAgBEggKAggBCgIIBEIECgAQDQ=="
 )
+
+TOO_OLD = (
+    (
+        r"Unsupported model IR version: (\d+), max supported IR version: (\d+)",
+        "the file needs ONNX IR version {0}, {runtime} reads at most {1}",
+    ),
+    (
+        r"Opset (\d+) is under development.*official support for domain (\S+) is till opset (\d+)",
+        "the file needs opset {0} of {1}, {runtime} reads at most {2}",
+    ),
+    (r"Could not find an implementation for (\w+)\((\d+)\)", "the file needs {0} of opset {1}, {runtime} has no kernel for it"),
+    (r"(\S+)\(-?\d+\) is not a registered function", "the file needs the operator {0}, {runtime} does not know it"),
+)
+"""What onnxruntime 1.19 to 1.31 say of a file that is too new for them, and the same with what it needs and what there is."""
 
 COMPANIONS = {
     "TensorrtExecutionProvider": ["CUDAExecutionProvider", "CPUExecutionProvider"],
@@ -85,9 +99,7 @@ class OnnxBackend:
         try:
             session = self._ort.InferenceSession(model, options, providers=[provider] + companions)
         except Exception as e:
-            raise Refused(
-                "worker-failed", "onnxruntime {} cannot load the model: {}".format(self.version(), printable(str(e)))
-            ) from e
+            raise refuse_load("onnxruntime", self.version(), str(e), TOO_OLD) from e
         session.disable_fallback()
         if session.get_providers()[0] != provider:
             raise Refused(

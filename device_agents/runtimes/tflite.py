@@ -7,11 +7,24 @@ import zlib
 from typing import Any, Tuple
 
 from device_agents import wire
-from device_agents.errors import Refused, printable
-from device_agents.runtimes import Session
+from device_agents.errors import Refused
+from device_agents.runtimes import Session, refuse_load
 
 PROVIDER = "XNNPACK"
 """Both packages apply the XNNPACK delegate by themselves; where it takes no operator at all that is a mismatch."""
+
+TOO_OLD = (
+    (
+        r"Didn't find op for builtin opcode '(\w+)' version '(\d+)'",
+        "the file needs {0} version {1}, {runtime} has an older one",
+    ),
+    (r"Op builtin_code out of range: (\d+)", "the file needs the built-in operator {0}, {runtime} does not know it"),
+    (
+        r"schema version (\d+) not equal to supported version (\d+)",
+        "the file has TFLite schema version {0}, {runtime} reads version {1}",
+    ),
+)
+"""What tflite-runtime 2.14 and LiteRT 2.1 to 2.3 say of a file that is too new for them, and the same in plain words."""
 
 # relu(x · W) over (1, 4) float32 with W = ((1, 0, 0, 0), (0, 1, 1, 0)), made once with litert-torch 0.10.0 from
 # torch.nn.Linear(4, 2, bias=False), exported, zlib-compressed.
@@ -107,9 +120,7 @@ class TfliteBackend:
             interpreter = self._interpreter(model_content=model, num_threads=threads)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as e:
-            raise Refused(
-                "worker-failed", "{} {} cannot load the model: {}".format(self._runtime, self.version(), printable(str(e)))
-            ) from e
+            raise refuse_load(self._runtime, self.version(), str(e), TOO_OLD) from e
         # The delegate shows as an operator of its own. The list is not public API: where it is gone, the proof is the log.
         operators = getattr(interpreter, "_get_ops_details", None)
         if operators is not None and not any(d.get("op_name") == "DELEGATE" for d in operators()):

@@ -30,6 +30,7 @@ HINTS = {
     "provider-missing": "edgevit target probe {name}",
     "provider-mismatch": "edgevit target probe {name}",
     "scheme-refused": "edgevit build … with a recipe that this runtime runs rightly; edgevit profiles show",
+    "runtime-too-old": "edgevit build … --for {name} keeps to what its boards read; or edgevit target provision {name}",
     "golden-mismatch": "edgevit explain BUNDLE; then build it again",
     "bad-job": "edgevit bench BUNDLE {name}",
     "no-such-run": "edgevit collect {name}",

@@ -100,6 +100,19 @@ def test_wrong_models_are_found_on_it(version: str, tmp_path: Path, signer: Sign
     assert failure and failure.code == "golden-mismatch"
 
 
+def test_a_file_too_new_for_it_is_refused_with_both_versions(version: str, tmp_path: Path, signer: Signer) -> None:
+    import onnx
+
+    newer = onnx.load_model_from_string(tiny_onnx())
+    newer.ir_version = 99
+    agent = AgentProcess(tmp_path / "root", str(environment_python(version))).upload()
+    agent.allow(signer)
+    bundle = make_bundle(signer, onnx_model=newer.SerializeToString())
+    agent.install(bundle)
+    with pytest.raises(AgentRefused, match=r"runtime-too-old: the file needs ONNX IR version 99, .* reads at most 1"):
+        agent.call("activate", stdin={"variant": wire.encode(bundle.variant()), "policy": "test"})
+
+
 def test_schemes_that_this_runtime_gets_wrong_are_refused(version: str, tmp_path: Path, signer: Signer) -> None:
     if "tflite-runtime" not in expected_runtimes(version):
         version_has_it = [v for v in REQUIREMENTS if "tflite-runtime" in expected_runtimes(v)]
