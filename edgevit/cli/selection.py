@@ -88,5 +88,5 @@ def _by_policy(members: Sequence[Summary], gates: Gates) -> tuple[list[Choice], 
             chosen.append(choose(members, policy, gates))
         except NoChoice as e:
             several = len(str(e).splitlines()) > 1
-            none.append((policy, "every variant was dropped" if several else str(e).partition(": ")[2]))
+            none.append((policy, f"every variant was dropped; {e.hint}" if several else str(e).partition(": ")[2]))
     return chosen, none

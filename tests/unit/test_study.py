@@ -125,6 +125,13 @@ def test_an_inline_recipe_in_a_senseless_order_says_so(tmp_path: Path) -> None:
         load_study(write(tmp_path, text), {"weights": "w"})
 
 
+def test_a_recipe_of_several_variants_is_no_cell(tmp_path: Path) -> None:
+    text = GOOD.replace("int8-dynamic", "variants", 1)
+    assert text != GOOD
+    with pytest.raises(ConfigError, match=r"'variants' has 4 variants \(fp32, fp16, int8-dynamic, int8-static\), expected"):
+        load_study(write(tmp_path, text), {"weights": "w"})
+
+
 def test_shipped_studies_load(home: Path) -> None:
     assert {"deit", "digits", "cifar10"} <= set(list_studies())
     given = {"deit": ("weights", "calib", "eval"), "cifar10": ("weights", "train", "eval"), "digits": ()}
