@@ -123,7 +123,9 @@ def _because(choice: Choice) -> str:
     lines = [f"{choice.policy}: {name_variant(choice.variant)}, {choice.reason}, by run {', '.join(choice.runs)}"]
     lines += [f"dropped {name_variant(one.variant)}: {one.reason}" for one in choice.dropped]
     lines += [f"not held: {reason}" for reason in choice.not_held]
-    lines += [f"not measured: {name_variant(variant)}" for variant in choice.not_measured]
+    if choice.not_measured:
+        measures = f"edgevit bench BUNDLE {choice.target} --variants"
+        lines.append(f"not measured: {len(choice.not_measured)} more variants that run there; {measures} measures all of them")
     return "".join(f"\n  {line}" for line in lines)
 
 

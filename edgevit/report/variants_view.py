@@ -94,7 +94,8 @@ def _policies(choices: Sequence[Choice], not_chosen: Sequence[tuple[str, str]]) 
 def render_choices(stored: Sequence[StoredChoice]) -> Table:
     """One line a choice, as they come."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("choice", "target", "bundle", "policy", "variant", "by"):
+    table.add_column("choice", no_wrap=True)  # it is typed to see one in full
+    for title in ("target", "bundle", "policy", "variant", "by"):
         table.add_column(title, overflow="fold")
     for one in stored:
         c = one.choice
