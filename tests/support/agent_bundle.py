@@ -187,8 +187,8 @@ def make_bundle(
     """A bundle of the tiny models with real golden outputs, and labels that are the fp32 model's own answers, 3 of 32 wrong.
 
     ``onnx_model`` replaces the shipped ONNX file while the golden outputs stay those of :func:`tiny_onnx`; ``change`` edits the
-    manifest's JSON before it is signed; ``extra_blob`` becomes the class names' blob, to give a bundle weight. ``more``: names of
-    further ONNX artifacts with scheme and file, each with its own golden outputs.
+    manifest's JSON before it is signed; ``extra_blob`` becomes the class names' blob, to give a bundle weight. ``more``: names
+    of further ONNX artifacts with scheme and file, each with its own golden outputs.
     """
     import numpy as np
 
