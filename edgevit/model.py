@@ -220,16 +220,33 @@ def _classes_by_running(module: Any, preprocessing: Preprocessing, name: str) ->
         raise ModelError(f"{name} failed on one {preprocessing.height}×{preprocessing.width} image: {_said(e)}") from e
     if not isinstance(output, torch.Tensor):
         raise ModelError(
-            f"{name} returned {type(output).__name__} for one image, expected a (1, classes) float tensor of logits"
+            f"{name} returned {_described(output)} for one image, expected a (1, classes) float tensor of logits",
+            hint="wrap it in a module whose forward returns the logits alone, and name that factory",
         )
     if output.ndim != 2 or output.shape[0] != 1 or output.shape[1] < 2 or not output.is_floating_point():
         raise ModelError(
-            f"{name} returned {output.dtype} of shape {tuple(output.shape)} for one image, expected a (1, classes) float "
-            f"tensor with at least two classes"
+            f"{name} returned {_described(output)} for one image, expected a (1, classes) float tensor with at least two "
+            f"classes",
+            hint="wrap it in a module whose forward pools and classifies, such as timm's own with num_classes",
         )
     if not bool(torch.isfinite(output).all()):
         raise ModelError(f"{name} returned NaN or infinity for a black image")
     return int(output.shape[1])
+
+
+def _described(output: Any) -> str:
+    """``dict of features: torch.float32 of shape (1, 17, 48), …``: what a module returned, two levels deep at most."""
+    torch = import_torch()
+    if isinstance(output, torch.Tensor):
+        return f"{output.dtype} of shape {tuple(output.shape)}"
+    if not isinstance(output, (Mapping, tuple, list)):
+        return type(output).__name__
+    named: dict[Any, Any] = dict(output.items() if isinstance(output, Mapping) else enumerate(output))
+    parts = [
+        f"{key}: {_described(value) if isinstance(value, torch.Tensor) else type(value).__name__}"
+        for key, value in named.items()
+    ]
+    return f"{type(output).__name__} of {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}"
 
 
 def module_digest(module: Any) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from device_agents.wire import Preprocessing
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export.onnx_blocks import BLOCK_DOMAIN, uses_blocks, weight_only_nodes
+from edgevit.export.trouble import explain_failure, quietly
 from edgevit.quantspec import LayerQuant, QuantSpec, activation_grid, layer_integers
 from edgevit.rewrite.pixels import takes_pixels
 from edgevit.torchsetup import import_torch, silence_exporters
@@ -57,13 +58,14 @@ def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: i
     silence_exporters()
     example = torch.zeros(batch, 3, preprocessing.height, preprocessing.width)
     try:
-        program = torch.onnx.export(
-            module, (example,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-        )
+        with quietly():
+            program = torch.onnx.export(
+                module, (example,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+            )
     except ModuleNotFoundError as e:
         raise MissingExtra(e.name or "onnxscript", "build") from e
     except Exception as e:
-        raise ExportError(f"torch could not export the module to ONNX: {_first_line(e)}") from e
+        raise ExportError(f"torch could not export the module to ONNX: {explain_failure(e, f'ONNX opset {OPSET}')}") from e
     if program is None:
         raise ExportError("torch.onnx.export returned nothing, expected an ONNX program")
     return _canonical(program.model_proto, takes_pixels(preprocessing), module)

@@ -7,14 +7,10 @@ or an activation function) its activation ranges are observed again on the file'
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import io
-import logging
 import re
 import tempfile
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from device_agents.wire import Preprocessing
 from edgevit.errors import ExportError, MissingExtra
 from edgevit.export.tflite_weights import refuses, store_integers
+from edgevit.export.trouble import explain_failure, quietly
 from edgevit.quantspec import LayerQuant, QuantSpec
 from edgevit.rewrite.pixels import takes_pixels
 from edgevit.torchsetup import import_timm, import_torch, silence_exporters
@@ -70,7 +67,7 @@ def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: i
     import_timm()
     silence_exporters()
     try:
-        with _quietly():
+        with quietly():
             import litert_torch
     except ModuleNotFoundError as e:
         raise MissingExtra(e.name or "litert-torch", "tflite") from e
@@ -80,11 +77,10 @@ def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: i
     with tempfile.TemporaryDirectory(prefix="edgevit-tflite-") as scratch:
         path = Path(scratch) / "model.tflite"
         try:
-            with _quietly():
+            with quietly():
                 litert_torch.convert(module, example).export(str(path))
         except Exception as e:
-            first = next((line for line in str(e).splitlines() if line.strip()), "")
-            raise ExportError(f"litert-torch could not convert the module: {type(e).__name__}: {first[:400]}") from e
+            raise ExportError(f"litert-torch could not convert the module: {explain_failure(e, 'TFLite')}") from e
         return path.read_bytes()
 
 
@@ -126,7 +122,7 @@ def apply_spec(
 
             ranges = ranges_of_tensors(float_model, found, spec, module, pixels, preprocessing, on_progress)
     try:
-        with _quietly():
+        with quietly():
             result = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model
     except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError) as e:
         raise ExportError(f"ai-edge-quantizer failed on {spec.scheme}: {str(e)[:400]}") from e
@@ -308,16 +304,3 @@ def constant_of(model: Any, tensor: Any) -> Any:
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     return tfl_flatbuffer_utils.get_tensor_data(tensor, model.buffers)
-
-
-@contextlib.contextmanager
-def _quietly() -> Any:
-    """The tools print their stages on standard output; what they did is read back from the file instead."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -81,18 +81,55 @@ def returns_text() -> str:
     return "not a module"
 
 
-def returns_tuple_module() -> Any:
+def _returning(forward: Any) -> Any:
     torch = import_torch()
 
-    class Pair(torch.nn.Module):  # type: ignore[name-defined, misc]
+    class Odd(torch.nn.Module):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()
             self.pretrained_cfg = {"input_size": (3, 32, 32), "mean": MEAN, "std": STD}
 
         def forward(self, x: Any) -> Any:
-            return x.mean(), x
+            return forward(x)
 
-    return Pair()
+    return Odd()
+
+
+def returns_tuple_module() -> Any:
+    return _returning(lambda x: (x.mean(), x))
+
+
+def returns_dict_module() -> Any:
+    return _returning(lambda x: {"logits": x.flatten(1)[:, :10], "aux": None})
+
+
+def returns_tokens_module() -> Any:
+    """Features of every token, as a model without a head gives them."""
+    return _returning(lambda x: x.flatten(1)[:, : 17 * 48].reshape(-1, 17, 48))
+
+
+def decides_by_values() -> Any:
+    """One of two heads, by whether the image is bright."""
+    torch = import_torch()
+
+    class Deciding(torch.nn.Module):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.light, self.dark = torch.nn.Linear(3 * 32 * 32, 10), torch.nn.Linear(3 * 32 * 32, 10)
+            self.pretrained_cfg = {"input_size": (3, 32, 32), "mean": MEAN, "std": STD}
+
+        def forward(self, x: Any) -> Any:
+            if x.mean() > 0:
+                return self.light(x.flatten(1))
+            return self.dark(x.flatten(1))
+
+    return Deciding()
+
+
+def unknown_operator() -> Any:
+    """A QR decomposition, which ONNX does not have."""
+    torch = import_torch()
+    return _returning(lambda x: torch.linalg.qr(x[:, 0])[1][:, 0])
 
 
 def raises() -> Any:

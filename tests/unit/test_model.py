@@ -206,7 +206,12 @@ def test_a_factory_that_does_not_say_how_images_are_prepared() -> None:
     ("factory", "expected"),
     [
         ("returns_text", "returned str, expected a torch.nn.Module"),
-        ("returns_tuple_module", "returned tuple for one image"),
+        (
+            "returns_tuple_module",
+            r"returned tuple of 0: torch.float32 of shape \(\), 1: torch.float32 of shape \(1, 3, 32, 32\)",
+        ),
+        ("returns_dict_module", r"returned dict of logits: torch.float32 of shape \(1, 10\), aux: NoneType for one image"),
+        ("returns_tokens_module", r"returned torch.float32 of shape \(1, 17, 48\) for one image, expected a \(1, classes\)"),
         ("raises", "raised RuntimeError: the moon is full"),
         ("tini_vit", "did you mean tiny_vit"),
     ],
