@@ -1,7 +1,7 @@
 """Write docs/coverage.md from docs/coverage.json; ``--check`` fails where it lags.
 
-python scripts/coverage_docs.py RUN.json…   take over the rows of `edgevit coverage --json`, then write the page; those of a later
-                                            file replace those of an earlier one
+python scripts/coverage_docs.py RUN.json…   take over the rows of `edgevit coverage --json`, later files last, and write the
+                                            page
 python scripts/coverage_docs.py             write the page
 """
 

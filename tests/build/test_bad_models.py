@@ -11,7 +11,7 @@ from edgevit.errors import ExportError
 from edgevit.export.readback import read_onnx
 from edgevit.export.trouble import explain_failure
 from edgevit.quantspec import QuantSpec
-from tests.build.conftest import Build, blob
+from tests.build.conftest import Build
 
 
 def refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
@@ -61,7 +61,6 @@ def test_a_file_of_a_newer_opset_than_the_profile_allows(build: Build) -> None:
     data = bundle.blob_path(artifact.blob.sha256).read_bytes()
     with pytest.raises(ExportError, match=r"has IR 10 and opset 18, its profiles allow IR ≤ 10 and opset ≤ 17"):
         read_onnx(data, data, QuantSpec("fp32"), (10, 17))
-    assert blob(bundle, artifact.golden.outputs.sha256).shape[0] == bundle.manifest.golden.count
 
 
 def test_the_innermost_reason_is_told() -> None:
