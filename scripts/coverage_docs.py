@@ -8,6 +8,7 @@ python scripts/coverage_docs.py             write the page
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def merged(paths: list[Path]) -> dict[str, Any]:
             if row["min_cosine"] is not None:
                 kept["min_cosine"] = round(row["min_cosine"], 6)
             if row["reason"]:
-                kept["reason"] = row["reason"]
+                kept["reason"] = re.sub(r"\S*/site-packages/", "", row["reason"])
             rows[row["family"], row["format"], row["scheme"]] = kept
     order = {family.name: i for i, family in enumerate(FAMILIES)}
     document["rows"] = sorted(

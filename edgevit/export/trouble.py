@@ -15,6 +15,8 @@ _DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException"
 _NO_OPERATOR = re.compile(
     r"No (?:ONNX function|decompositions?).*?for <OpOverload\(op='([\w.:]+)'|No lowering.*?\[?([\w.:]+)\]?"
 )
+_INSTALLED = re.compile(r"\S*/site-packages/")
+"""Where this machine keeps its packages says nothing about the reason."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -33,7 +35,7 @@ def explain_failure(error: BaseException, format_: str) -> str:
         if found:
             return f"{format_} has no operator for {found.group(1) or found.group(2)}"
     lines = [line.strip() for line in texts[-1].splitlines() if line.strip()]
-    return lines[0][:400]
+    return _INSTALLED.sub("", lines[0])[:400]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
