@@ -242,13 +242,13 @@ def _figure(s: Summary, policy: str) -> str:
 
 
 def _time(s: Summary) -> str:
-    span = f" ({_ms(s.p50_interval_ms[0])}–{_ms(s.p50_interval_ms[1])})" if s.p50_interval_ms else ""
-    return f"{_ms(s.p50_ms or 0.0)}{span} ms"
+    span = f" ({show_ms(s.p50_interval_ms[0])}–{show_ms(s.p50_interval_ms[1])})" if s.p50_interval_ms else ""
+    return f"{show_ms(s.p50_ms or 0.0)}{span} ms"
 
 
-def _ms(value: float) -> str:
-    """Three significant digits at least."""
-    return f"{value:,.{3 if value < 1 else 2 if value < 100 else 1}f}"
+def show_ms(value: float) -> str:
+    """Milliseconds with three significant digits at least, down to a microsecond."""
+    return f"{value:,.{4 if value < 0.1 else 3 if value < 1 else 2 if value < 100 else 1}f}"
 
 
 def _no_choice(first: Summary, policy: str, admission: Admission) -> NoChoice:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevit.report.table import EMPTY, SUPERSCRIPT, Footnotes, order, verdict_notes, verdict_word
-from edgevit.select import POLICIES, variant_of
+from edgevit.select import POLICIES, show_ms, variant_of
 from edgevit.variants import name_variant
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def render_variants(
         cells = [
             Text(s.artifact, style="bold" if variant in chosen else ""),
             Text(f"{s.runtime}{provider} ×{s.threads}"),
-            _cell(None if s.p50_ms is None else _ms(s.p50_ms)),
-            _cell(f"{_ms(span[0])}–{_ms(span[1])}" if span else None),
+            _cell(None if s.p50_ms is None else show_ms(s.p50_ms)),
+            _cell(f"{show_ms(span[0])}–{show_ms(span[1])}" if span else None),
             _cell(None if s.speedup is None else f"{s.speedup:.2f}"),
             _cell(None if s.file_mb is None else f"{s.file_mb:.1f}"),
             _cell(None if s.peak_mb is None else f"{s.peak_mb:.0f}"),
@@ -122,10 +122,6 @@ def render_choice(stored: StoredChoice) -> RenderableType:
     for variant in c.not_measured:
         facts.add_row("not measured", name_variant(variant))
     return facts
-
-
-def _ms(value: float) -> str:
-    return f"{value:,.{3 if value < 1 else 2 if value < 100 else 1}f}"
 
 
 def _cell(shown: str | None) -> Text:

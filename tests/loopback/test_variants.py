@@ -94,7 +94,7 @@ def test_measured_chosen_activated_and_kept(cli: Cli, bundle: Path) -> None:  # 
     listed = cli("results", "choices")
     assert listed.code == 0 and "fastest" in listed.out
     shown = cli("results", "choices", kept.id)
-    assert shown.code == 0 and run_id in shown.out and "int8 slower than float here" in shown.out
+    assert shown.code == 0 and run_id in shown.out and "int8 slower than float here" in " ".join(shown.out.split())
     assert json.loads(cli("results", "choices", "--json").out)["choices"][0]["id"] == kept.id
     cli("results", "choices", "nosuch").refused(2, "no choice named 'nosuch'", "edgevit results choices")
 
