@@ -78,3 +78,33 @@ def test_a_build_says_what_was_left_of_the_model() -> None:
     assert "prune + distil: -21.5 % parameters, -25.0 % MACs, top-1 agrees on 96.9 % of 64 calibration images" in text
     plain = dataclasses.replace(bundle().manifest, steps=STEPS[2:])
     assert "MACs" not in shown(render_bundle(dataclasses.replace(bundle(), manifest=plain)))
+
+
+def test_an_artifact_says_what_runs_where() -> None:
+    placed = wire.Placement(
+        runtime="litert",
+        runtime_version="2.3.0",
+        macs=1_254_000_000,
+        int8_share=0.875,
+        int4_share=0.0,
+        float_operators={"BATCH_MATMUL": 24, "CONV_2D": 1},
+        nodes={"XNNPACK": 1_210, "LiteRT": 3},
+        outside={"CUMSUM": 2, "GATHER_ND": 1},
+        partitions=4,
+        leftover_pairs=5,
+        activation_bytes=2_500_000,
+    )
+    plain = bundle()
+    first = dataclasses.replace(plain.manifest.artifacts[0], placement=placed)
+    manifest = dataclasses.replace(plain.manifest, artifacts=(first, *plain.manifest.artifacts[1:]))
+    text = shown(render_explanation(dataclasses.replace(plain, manifest=manifest), first.name))
+    for line in (
+        "1,254.0 M: 87.5 % in int8",
+        "BATCH_MATMUL 24, CONV_2D 1",
+        "1,210 by XNNPACK, 3 by LiteRT, in 4 pieces, in litert 2.3.0",
+        "CUMSUM 2, GATHER_ND 1",
+        "5 pairs of QuantizeLinear and DequantizeLinear",
+        "2.50 MB of activations",
+    ):
+        assert line in text, text
+    assert wire.loads(wire.Manifest, wire.dumps(manifest), "manifest", wire.MAX_MANIFEST_BYTES) == manifest
