@@ -183,7 +183,7 @@ def _quantized(
     module = copy.deepcopy(prepared.module)
     x = normalise(pixels[:1], state.preprocessing)
     watches = _watch(module, state, pixels, context, moments=config.rounding == "hessian") if real else {}
-    first = _first_convolution(module, x) if static and config.first == "float" else ""
+    first = _image_layer(module, x) if config.first == "float" else ""
     behind = _activations_behind(module, x) if static else {}
     unfit = _unfit_layers(module, x)
     layers, details = [], {}
@@ -283,15 +283,16 @@ def _same_halves(read: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(read[:half], read[half:], strict=True))
 
 
-def _first_convolution(module: torch.nn.Module, x: torch.Tensor) -> str:
-    """The convolution that reads the image (as it came, or with its mean taken off), or nothing."""
+def _image_layer(module: torch.nn.Module, x: torch.Tensor) -> str:
+    """The layer that reads the image: the convolution that runs first, or the linear layer that embeds patches in its place."""
     import torch
 
     found: list[str] = []
-    convolutions = [(n, m) for n, m in module.named_modules() if isinstance(m, torch.nn.Conv2d)]
-    hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: found.append(name)) for name, layer in convolutions]
+    layers = [(n, m) for n, m in module.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: found.append(name)) for name, layer in layers]
     run_hooked(module, x, hooks)
-    return found[0] if found and dict(convolutions)[found[0]].in_channels == x.shape[1] else ""
+    embeds = bool(found) and (isinstance(dict(layers)[found[0]], torch.nn.Conv2d) or found[0].endswith("patch_embed.proj"))
+    return found[0] if embeds else ""
 
 
 def _activations_behind(module: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class QuantizeConfig(StepConfig):
         description="int8-static: activation ranges are what was seen, or that shrunk to the least error behind the layer",
     )
     first: Literal["float", "int8"] = Field(
-        default="float", description="int8-static: what becomes of the convolution that reads the image"
+        default="float", description="int8: what becomes of the layer that reads the image, or patches of it"
     )
     rounding: Literal["hessian", "nearest"] = Field(
         default="hessian",

@@ -76,19 +76,16 @@ def _last_block() -> Any:
         def forward(self, x: torch.Tensor, sizes: torch.Tensor | None = None, count: int = 0, prefix: int = 0) -> Any:
             batch, tokens, _ = x.shape
             normed = self.norm1(x)
-            # As a matrix: TFLite's converter makes no linear layer of a product with a single row of three dimensions.
-            few = normed[:, : self.kept].reshape(batch * self.kept, -1)
-            q = self.q(few).reshape(batch, self.kept, self.heads, self.width).transpose(1, 2)
+            q = self.q(normed[:, : self.kept]).reshape(batch, self.kept, self.heads, self.width).transpose(1, 2)
             kv = self.kv(normed).reshape(batch, tokens, 2 * self.heads, self.width).transpose(1, 2)
             k, v = kv[:, : self.heads], kv[:, self.heads :]
             q = self.q_norm(q)
             logits = (q if self.scale == 1.0 else q * self.scale) @ self.k_norm(k).transpose(-2, -1)
             if sizes is not None:
                 logits = logits + sizes.log().transpose(1, 2).unsqueeze(1)
-            mixed = (logits.softmax(-1) @ v).transpose(1, 2).reshape(batch * self.kept, self.heads * self.width)
-            few = x[:, : self.kept].reshape(batch * self.kept, -1)
-            few = few + self.ls1(self.proj(self.norm(mixed)))
-            x = (few + self.ls2(self.mlp(self.norm2(few)))).reshape(batch, self.kept, -1)
+            mixed = (logits.softmax(-1) @ v).transpose(1, 2).reshape(batch, self.kept, self.heads * self.width)
+            x = x[:, : self.kept] + self.ls1(self.proj(self.norm(mixed)))
+            x = x + self.ls2(self.mlp(self.norm2(x)))
             return (x, None if sizes is None else sizes[:, : self.kept]) if self.merging else x
 
     return LastBlock
