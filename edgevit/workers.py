@@ -209,7 +209,7 @@ class _Said:
 def _serve(link: Connection) -> None:
     """Work on what comes through ``link`` until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends us
-    _end_with_parent()
+    end_with_parent()
     while True:
         try:
             task: Task | None = link.recv()
@@ -232,7 +232,7 @@ def _serve(link: Connection) -> None:
         link.send(answer)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Whatever this process is doing, it ends when its parent does, even by SIGKILL."""
     import threading
 

@@ -128,7 +128,9 @@ def _work(piece: Piece, link: Connection) -> None:
     """In the process: each row as soon as it is known."""
     from edgevit.coverage.cells import cover
     from edgevit.torchsetup import import_torch
+    from edgevit.workers import end_with_parent
 
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends us
     import_torch().set_num_threads(1)
     try:
