@@ -299,11 +299,25 @@ class _IntegerWriter:
         # Stored (in, out) as MatMul wants it; scales stay per output channel, the last axis.
         out = node.output[0] if bias is None else f"{layer.name}.product"
         nodes = make(layer, node.input[0], quantized.T.copy(), scale, out)
-        if bias is not None:
+        if bias is not None and layer.activations == "static":
+            nodes += self._bias_apart(layer, out, bias, node.output[0])
+        elif bias is not None:
             nodes.append(self._node("Add", [out, bias], [node.output[0]], f"{layer.name}/Bias"))
         elif layer.activations != "dynamic" or layer.rows:
             self._keep_bias_apart(layer, node)
         self.replaced[node.name] = nodes
+
+    def _bias_apart(self, layer: LayerQuant, product: str, bias: str, result: str) -> list[Any]:
+        """The bias added to a product (B, N) by way of (1, B, N), for the reason that :meth:`_keep_bias_apart` gives."""
+        import numpy as np
+
+        n, value = layer.name, self.onnx.numpy_helper.to_array(self.weights[bias])
+        apart = self._constant(f"{n}.bias_3d", value.reshape(1, 1, -1))
+        shape = self._constant(f"{n}.shape", np.array([-1, value.size], np.int64))
+        return [
+            self._node("Add", [product, apart], [f"{n}.sum_3d"], f"{n}/Bias"),
+            self._node("Reshape", [f"{n}.sum_3d", shape], [result], f"{n}/Flatten"),
+        ]
 
     def _keep_bias_apart(self, layer: LayerQuant, node: Any) -> None:
         """Give the bias added after a product of rank 3 or more that rank too: (N,) → (1, 1, N).
