@@ -6,18 +6,18 @@ touched, unless a target of theirs is named.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevit.errors import EdgevitError
 from edgevit.progress import Progress
+from edgevit.workers import changed_environment
 
 if TYPE_CHECKING:
     from edgevit.results.stats import Summary
@@ -40,19 +40,9 @@ class Best:
     points: float
 
 
-@contextmanager
-def home(folder: Path) -> Iterator[None]:
+def home(folder: Path) -> AbstractContextManager[None]:
     """Commands inside the block keep everything under ``folder``."""
-    names = ("EDGEVIT_HOME", "EDGEVIT_DB", "EDGEVIT_FLEET")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ["EDGEVIT_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    return changed_environment({"EDGEVIT_HOME": str(folder), "EDGEVIT_DB": None, "EDGEVIT_FLEET": None})
 
 
 def call(*argv: str | Path, expect: int = 0) -> None:

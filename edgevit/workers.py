@@ -9,8 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -115,18 +115,27 @@ def _start(threads: int) -> _Worker:
     return _Worker(process, ours)
 
 
-@contextmanager
-def threads_limited(threads: int) -> Iterator[None]:
+def threads_limited(threads: int) -> AbstractContextManager[None]:
     """What libraries read once, when they are loaded: it must stand in the environment before the process begins."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
+    return changed_environment(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+
+
+@contextmanager
+def changed_environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Inside the block the environment's variables are as ``changes`` say, those of None absent; behind it as before."""
+    before = {name: os.environ.get(name) for name in changes}
+
+    def put(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+    put(changes)
+    try:
+        yield
+    finally:
+        put(before)
 
 
 def _hear(busy: list[_Worker], workers: list[_Worker], progress: Progress) -> Iterator[Outcome]:

@@ -44,7 +44,8 @@ def find_blocks(module: torch.nn.Module) -> list[ResidualBlock]:
 
 
 def is_attention(module: torch.nn.Module) -> bool:
-    """Whether it is timm's plain multi-head attention: one qkv linear, no norms inside, no gate."""
+    """Whether it is timm's plain multi-head attention, as it came or laid out leanly: one qkv linear, no norms inside, no
+    gate."""
     import torch
 
     from edgevit.torchsetup import import_timm
@@ -52,7 +53,9 @@ def is_attention(module: torch.nn.Module) -> bool:
     import_timm()
     from timm.layers.attention import Attention
 
-    if type(module) is not Attention or getattr(module, "gate", None) is not None:
+    from edgevit.compress.attend import lean_attention
+
+    if type(module) not in (Attention, lean_attention()) or getattr(module, "gate", None) is not None:
         return False
     if not isinstance(module.qkv, torch.nn.Linear) or not isinstance(module.proj, torch.nn.Linear):
         return False

@@ -56,6 +56,20 @@ def trace_readers(module: torch.nn.Module, x: torch.Tensor) -> dict[str, list[st
     return {name: found for name, found in readers.items() if found}
 
 
+def norms_before_linears(module: torch.nn.Module, x: torch.Tensor) -> dict[str, list[str]]:
+    """Affine LayerNorm over the last axis → the linear layers that read it, where nothing else does."""
+    import torch
+
+    layers = dict(module.named_modules())
+    found = {}
+    for name, readers in trace_readers(module, x).items():
+        norm = layers[name]
+        affine = isinstance(norm, torch.nn.LayerNorm) and norm.elementwise_affine and len(norm.normalized_shape) == 1
+        if affine and all(isinstance(layers[r], torch.nn.Linear) for r in readers):
+            found[name] = readers
+    return found
+
+
 def run_hooked(module: torch.nn.Module, x: torch.Tensor, hooks: Iterable[Any]) -> None:
     """Run ``module`` on ``x`` without gradients and take ``hooks`` away again, whatever happens."""
     import torch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgevit.compress.equalise import Edit, apply_exact, trace_readers
+from edgevit.compress.equalise import Edit, apply_exact, norms_before_linears
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +19,11 @@ def fold_norms(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.nn.Modul
 
     ``x`` (N, 3, H, W) is run through both: a fold that another reader of the norm's output would feel is left out.
     """
-    import torch
-
-    layers = dict(module.named_modules())
-    edits: dict[str, Edit] = {}
-    for name, readers in trace_readers(module, x).items():
-        norm = layers[name]
-        if not isinstance(norm, torch.nn.LayerNorm) or not norm.elementwise_affine or len(norm.normalized_shape) != 1:
-            continue
-        if all(isinstance(layers[r], torch.nn.Linear) and layers[r].bias is not None for r in readers):
-            edits[name] = _fold(name, readers)
+    edits = {
+        name: _fold(name, readers)
+        for name, readers in norms_before_linears(module, x).items()
+        if all(module.get_submodule(r).bias is not None for r in readers)
+    }
     folded, kept = apply_exact(module, x, edits)
     return folded, len(kept)
 

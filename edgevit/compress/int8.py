@@ -213,7 +213,8 @@ def _quantized(
         details[name] = _describe(chosen, error, prepared.notes.get(name, ""))
     context.on_progress.finish("round", f"weights of {len(layers)} layers rounded")
     if not layers:
-        raise BuildError(f"{config.scheme} applies to no layer: none of them ran on the calibration images")
+        told = "; ".join(f"{name} {reason}" for name, reason in list(details.items())[:3])
+        raise BuildError(f"{config.scheme} applies to no layer: {told}", hint="first: int8 quantizes what reads the image too")
     spec = QuantSpec(config.scheme, tuple(layers), calibration_images=len(pixels) if real else 0, ranges=config.ranges)
     return module, spec, details
 
@@ -284,15 +285,14 @@ def _same_halves(read: list[torch.Tensor]) -> bool:
 
 
 def _image_layer(module: torch.nn.Module, x: torch.Tensor) -> str:
-    """The layer that reads the image: the convolution that runs first, or the linear layer that embeds patches in its place."""
+    """The convolution or linear layer that runs first, on the image or patches of it; nothing where none runs."""
     import torch
 
     found: list[str] = []
     layers = [(n, m) for n, m in module.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: found.append(name)) for name, layer in layers]
     run_hooked(module, x, hooks)
-    embeds = bool(found) and (isinstance(dict(layers)[found[0]], torch.nn.Conv2d) or found[0].endswith("patch_embed.proj"))
-    return found[0] if embeds else ""
+    return found[0] if found else ""
 
 
 def _activations_behind(module: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from device_agents.wire import StepReport
 from edgevit.compress import Compressed, Json, StepContext, step
+from edgevit.compress.attend import attend
 from edgevit.compress.config import StepConfig
 from edgevit.errors import BuildError
 from edgevit.macs import count_macs
@@ -88,7 +89,7 @@ def applies_to(module: torch.nn.Module) -> str:
 
 def is_merging(block: Any) -> bool:
     """Whether ``block`` is one of those that :func:`restructure` made: called with tokens, sizes, count and prefix."""
-    return type(block).__name__ == "MergingBlock" and isinstance(block, _classes()[1])
+    return isinstance(block, _classes()[1])
 
 
 def restructure(module: Any, plan: Json) -> torch.nn.Module:
@@ -238,22 +239,6 @@ def fit_schedule(saving: int, costs: Sequence[BlockCost], tokens: int, prefix: i
         f"merge_tokens: merges in blocks {', '.join(map(str, places))} cannot save as much as the ratio asks for",
         hint="a smaller ratio, or r: N for merges in every block",
     )
-
-
-def attend(attention: Any, x: torch.Tensor, sizes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """timm's ``Attention`` of (B, N, C), each key counted as often as its ``sizes`` (B, N, 1) says; also the mean of the keys
-    over the heads, (B, N, head_dim), which says how alike tokens are."""
-    batch, count, _ = x.shape
-    heads, width = attention.num_heads, attention.head_dim
-    qkv = attention.qkv(x).reshape(batch, count, 3, heads, width).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    q, k = attention.q_norm(q), attention.k_norm(k)
-    logits = (q * attention.scale) @ k.transpose(-2, -1)
-    if sizes is not None:
-        logits = logits + sizes.log().transpose(1, 2).unsqueeze(1)
-    mixed = attention.attn_drop(logits.softmax(-1)) @ v
-    mixed = attention.norm(mixed.transpose(1, 2).reshape(batch, count, heads * width))
-    return attention.proj_drop(attention.proj(mixed)), k.mean(1)
 
 
 def merge(

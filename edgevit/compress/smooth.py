@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgevit.compress.equalise import Edit, apply_exact, balance, columns, scale_inputs, trace_readers
+from edgevit.compress.equalise import Edit, apply_exact, balance, columns, norms_before_linears, scale_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +29,10 @@ def smooth_norms(
     """
     import torch
 
-    layers = dict(module.named_modules())
     edits: dict[str, Edit] = {}
-    for name, readers in trace_readers(module, x).items():
-        norm = layers[name]
-        if not isinstance(norm, torch.nn.LayerNorm) or not norm.elementwise_affine or len(norm.normalized_shape) != 1:
-            continue
-        if all(isinstance(layers[r], torch.nn.Linear) and r in largest for r in readers):
-            weights = torch.stack([columns(layers[r]) for r in readers]).amax(0)
+    for name, readers in norms_before_linears(module, x).items():
+        if all(r in largest for r in readers):
+            weights = torch.stack([columns(module.get_submodule(r)) for r in readers]).amax(0)
             edits[name] = _smooth(name, readers, balance(largest[readers[0]], weights, NORM_ALPHA))
     return apply_exact(module, x, edits)
 

@@ -10,6 +10,7 @@ import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from edgevit.compress.attend import mix
 from edgevit.compress.blocks import is_attention
 from edgevit.compress.merge_tokens import is_merging
 from edgevit.rewrite import Applied, Subject
@@ -79,11 +80,8 @@ def _last_block() -> Any:
             q = self.q(normed[:, : self.kept]).reshape(batch, self.kept, self.heads, self.width).transpose(1, 2)
             kv = self.kv(normed).reshape(batch, tokens, 2 * self.heads, self.width).transpose(1, 2)
             k, v = kv[:, : self.heads], kv[:, self.heads :]
-            q = self.q_norm(q)
-            logits = (q if self.scale == 1.0 else q * self.scale) @ self.k_norm(k).transpose(-2, -1)
-            if sizes is not None:
-                logits = logits + sizes.log().transpose(1, 2).unsqueeze(1)
-            mixed = (logits.softmax(-1) @ v).transpose(1, 2).reshape(batch, self.kept, self.heads * self.width)
+            mixed = mix(self.q_norm(q), self.k_norm(k), v, self.scale, sizes)
+            mixed = mixed.transpose(1, 2).reshape(batch, self.kept, self.heads * self.width)
             x = x[:, : self.kept] + self.ls1(self.proj(self.norm(mixed)))
             x = x + self.ls2(self.mlp(self.norm2(x)))
             return (x, None if sizes is None else sizes[:, : self.kept]) if self.merging else x

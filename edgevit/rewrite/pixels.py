@@ -53,7 +53,8 @@ def takes_pixels(preprocessing: Any) -> bool:
 
 
 def _readers(module: torch.nn.Module, x: torch.Tensor) -> list[str]:
-    """Paths of the convolutions that read ``x`` itself; none where anything else does."""
+    """Paths of the convolutions that read ``x`` itself; none where anything else does. What hands on its input is looked
+    through."""
     import torch
 
     seen: list[str] = []
@@ -65,7 +66,8 @@ def _readers(module: torch.nn.Module, x: torch.Tensor) -> list[str]:
 
         return see
 
-    named = [(n, m) for n, m in module.named_modules() if not list(m.children())]
+    through = (torch.nn.Identity, torch.nn.Dropout)
+    named = [(n, m) for n, m in module.named_modules() if not list(m.children()) and not isinstance(m, through)]
     run_hooked(module, x, [layer.register_forward_pre_hook(note(name)) for name, layer in named])
     layers = dict(named)
     return seen if all(isinstance(layers[name], torch.nn.Conv2d) for name in seen) else []

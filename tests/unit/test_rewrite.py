@@ -14,8 +14,9 @@ import pytest
 
 from device_agents.wire import Preprocessing
 from edgevit import rewrite
-from edgevit.compress import CalibrationData, Compressed
+from edgevit.compress import CalibrationData, Compressed, StepContext, apply_step
 from edgevit.compress.calibrate import normalise
+from edgevit.compress.quantize import QuantizeConfig
 from edgevit.export import onnx as onnx_files
 from edgevit.export.runtime import image_spec, run_artifact
 from edgevit.golden import synthetic_images
@@ -164,6 +165,30 @@ def test_a_padded_stem_keeps_its_subtraction() -> None:
     state = rewritten(hybrid().eval())
     stem = state.module[0]
     assert [type(part).__name__ for part in stem] == ["SubtractMean", "Conv2d"]
+
+
+def test_branches_of_training_become_one_layer() -> None:
+    """A RepViT whose norms have seen images: 3 × 3, 1 × 1 and identity side by side, and token mixers with BatchNorm behind."""
+    torch = import_torch()
+    shape = Preprocessing(64, 64, 64, "bicubic", "center", MEAN, STD)
+    pixels = synthetic_images(8, shape)
+    torch.manual_seed(0)
+    module = import_timm().create_model("repvit_m0_9", num_classes=10, embed_dim=(16, 16, 16, 16), depth=(1, 1, 2, 1))
+    with torch.no_grad():
+        module.train()(normalise(pixels, shape))
+    before = sum(isinstance(m, torch.nn.BatchNorm2d) for m in module.modules())
+    state = apply_rewrites(Compressed(module.eval(), shape, module), CalibrationData(pixels, None, real=False), Recorder())
+    assert {"branches", "pixels"} <= applied(state), state.reports[-1].details
+    assert before and not any(isinstance(m, torch.nn.BatchNorm2d) for m in state.module.modules())
+
+
+def test_quantizing_still_balances_an_attention_that_was_laid_out_anew(tmp_path: Path) -> None:
+    real = CalibrationData(PIXELS, None, real=True)
+    context = StepContext(real, lambda: pytest.fail("nothing is trained here"), 8, tmp_path, Recorder())
+    state = apply_step(rewritten(vit()), QuantizeConfig(scheme="int8-static", images=16), context)
+    report = state.reports[-1]
+    assert "balanced" in report.details["blocks.0.attn.proj"]
+    assert report.details["patch_embed.proj"].startswith("stays float: it reads the image")
 
 
 def test_the_onnx_file_takes_pixels_and_the_runtime_fuses_what_it_knows(tmp_path: Path) -> None:
