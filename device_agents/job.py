@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 from device_agents import wire
 from device_agents.boards import detect_board
-from device_agents.boards.generic import GenericBoard
 from device_agents.clock import utc_now
 from device_agents.errors import Refused
 from device_agents.install import artifact_of, verify_installed
 from device_agents.probe import collect_facts
+from device_agents.sampling import BoardSampler
 from device_agents.spool import PartWriter
 from device_agents.store import Store
 from device_agents.supervise import Message, agent_argv, root_of_boards, run_worker, runtime_python
-
-READ_EVERY_S = 1.0
 
 
 @dataclasses.dataclass
@@ -241,49 +238,6 @@ def _measurement(state: _Progress) -> wire.Measurement:
         accuracy_absent="" if state.accuracy else state.accuracy_absent[:400],
         failure=state.failure.to_wire() if state.failure else None,
     )
-
-
-class BoardSampler:
-    """Reads the board once a second, and at both ends, from a thread of the server: outside the timed process."""
-
-    def __init__(self, board: GenericBoard) -> None:
-        self._board = board
-        self._readings: List[wire.Reading] = []
-        self._stop = threading.Event()
-        self._thread: Optional[threading.Thread] = None
-        self._start = 0.0
-
-    def start(self) -> None:
-        if self._thread is None:
-            self._start = time.monotonic()
-            self._board.begin()
-            self._thread = threading.Thread(target=self._sample, daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        if self._thread is not None and not self._stop.is_set():
-            self._stop.set()
-            self._thread.join(10)
-
-    def readings(self) -> Tuple[wire.Reading, ...]:
-        """Those that hold anything at all."""
-        return tuple(
-            r for r in self._readings if r.temperature_c is not None or r.frequency_mhz is not None or r.throttle is not None
-        )
-
-    def _sample(self) -> None:
-        while True:
-            ended = self._stop.wait(READ_EVERY_S if self._readings else 0)
-            self._readings.append(
-                wire.Reading(
-                    at_ms=int((time.monotonic() - self._start) * 1000),
-                    temperature_c=self._board.temperature_c(),
-                    frequency_mhz=self._board.frequency_mhz(),
-                    throttle=self._board.throttle(),
-                )
-            )
-            if ended:
-                return
 
 
 def predict(store: Store, agent_sha256: str, header: Any, payload: bytes, alive: Callable[[Message], None]) -> Dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from device_agents.boards import detect_board
 from device_agents.boards.jetson import Jetson
 from device_agents.boards.raspberry_pi import RaspberryPi, parse_throttled
-from device_agents.job import BoardSampler
+from device_agents.sampling import BoardSampler
 
 
 def lay_out(root: Path, files: dict[str, str]) -> Path:
