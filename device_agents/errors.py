@@ -11,7 +11,8 @@ REFUSAL_CODES = (
     "bad-manifest", "newer-schema", "agent-too-old", "older-version", "digest-mismatch", "no-space", "io-error",
     "not-installed", "blob-missing", "blob-damaged", "no-such-artifact", "does-not-fit", "provider-missing",
     "provider-mismatch", "scheme-refused", "runtime-too-old", "golden-mismatch", "bad-job", "no-such-run", "worker-timeout",
-    "worker-died", "worker-failed", "busy", "interrupted", "bad-request", "no-previous", "no-active",
+    "worker-died", "worker-memory", "worker-failed", "busy", "interrupted", "bad-request", "no-previous", "no-active",
+    "no-systemd", "needs-root", "no-daemon",
 )  # fmt: skip
 """Every code a refusal can carry. Stable: hosts of other versions know them."""
 
@@ -29,6 +30,10 @@ class Refused(Exception):
     def to_wire(self) -> wire.Refusal:
         """The same as it crosses the wire: control characters made visible, over-long texts cut at the declared limits."""
         return wire.Refusal(code=self.code, message=printable(str(self))[:20_000], hint=printable(self.hint)[:4_000])
+
+
+class Cancelled(Exception):
+    """Somebody asked for the end of the run at work."""
 
 
 def printable(text: str) -> str:

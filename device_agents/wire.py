@@ -29,6 +29,7 @@ MAX_DEPTH = 32
 
 BUNDLE_SCHEMA = "edgevit.bundle/1"
 FACTS_SCHEMA = "edgevit.facts/1"
+DAEMON_SCHEMA = "edgevit.daemon/1"
 JOB_SCHEMA = "edgevit.job/1"
 RUN_SCHEMA = "edgevit.run/1"
 SIGNATURE_NAMESPACE = "edgevit-bundle"
@@ -660,15 +661,63 @@ class Facts:
     absent: Dict[str, str] = items(200)
 
 
+@record
+class DaemonState:
+    """What a daemon says of itself when it starts. ``protections`` are those that hold, as seen from inside, by name: ``yes``,
+    ``no``, or what was found. ``quota_mb``: what its root may take on the disk, in MB; None: no limit."""
+
+    schema: str = text(choices=(DAEMON_SCHEMA,))
+    agent_sha256: str = text(max_len=64)
+    pid: int = number(1, 2**31)
+    user: str = text(max_len=100)
+    unit: str = text(max_len=200)
+    started_at: str = text(max_len=40)
+    boot_id: Optional[str] = text(max_len=60)
+    quota_mb: Optional[int] = number(1, 10**9)
+    protections: Dict[str, str] = items(100)
+
+
+@record
+class DaemonStatus:
+    """A root's daemon now. ``at_work``: it holds its lock; ``state`` is then of this daemon, else of the last one.
+
+    ``unit`` is the systemd unit of this root, ``unit_state`` what systemd says of it ("absent" where there is none);
+    ``resident_mb`` and ``cpu_seconds`` are the daemon's own, its jobs aside.
+    """
+
+    at_work: bool
+    state: Optional[DaemonState]
+    unit: str = text(max_len=200)
+    kind: str = text(choices=("system", "user", ""))
+    unit_state: str = text(max_len=200)
+    resident_mb: Optional[float] = number(0.0, 1e9)
+    cpu_seconds: Optional[float] = number(0.0, 1e12)
+    queued: Tuple[str, ...] = items(100_000, pattern=NAME_PATTERN, max_len=120)
+    spooled: Tuple[str, ...] = items(100_000, pattern=NAME_PATTERN, max_len=120)
+    used_mb: int = number(0, 10**12)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Jobs and what they measured
 # --------------------------------------------------------------------------------------------------------------------
 
 
+ORDERS = ("rounds", "mirrored")
+
+
 @record
 class RunPlan:
     """How a variant is measured. A *series* is one fresh worker process; its timed part ends once ``min_samples`` *and*
-    ``min_seconds`` are reached, and in any case after ``max_seconds``. Warm-up ends likewise at both its lower bounds."""
+    ``min_seconds`` are reached, and in any case after ``max_seconds``. Warm-up ends likewise at both its lower bounds.
+
+    ``order``: A B C A B C …, or ``mirrored``, A B C C B A …, where of the job's variants each two neighbours are a pair to
+    compare and every two rounds a block (ABBA). ``sustained``: what heat does is the finding; each second is summed up and at
+    most ``max_raw_samples`` are kept. Before each series the board may cool to ``cool_to_c`` (°C), or to ``cool_within_c`` over
+    what it had when the job began, for at most ``cool_seconds``. ``affinity``: the CPUs the worker may use, all if empty.
+    ``tune_system``: the ``performance`` governor while the job runs. Limits of the verdict: ``max_foreign_cpu`` (cores of
+    others beyond those to spare), ``max_waiting`` (share of the time a timed thread waits for a CPU), ``max_frequency_drift``
+    (share). ``profile_ops``: the runtime's own times of each operator, in a worker of their own.
+    """
 
     name: str = name_field(60)
     processes: int = number(1, 100)
@@ -678,11 +727,30 @@ class RunPlan:
     min_seconds: float = number(0.0, 86_400.0)
     max_seconds: float = number(0.001, 86_400.0)
     accuracy: bool
+    order: str = text(choices=ORDERS, default="rounds")
+    sustained: bool = False
+    max_raw_samples: int = number(2, 10_000_000, default=1_000_000)
+    cool_to_c: Optional[float] = number(-40.0, 150.0, default=None)
+    cool_within_c: Optional[float] = number(0.0, 100.0, default=None)
+    cool_seconds: float = number(0.0, 7200.0, default=300.0)
+    affinity: Tuple[int, ...] = items(1024, default=())
+    tune_system: bool = False
+    max_foreign_cpu: float = number(0.0, 1e6, default=0.25)
+    max_waiting: float = number(0.0, 1.0, default=0.10)
+    max_frequency_drift: float = number(0.0, 1.0, default=0.10)
+    profile_ops: bool = False
+
+    def __post_init__(self) -> None:
+        if any(cpu < 0 or cpu > 100_000 for cpu in self.affinity) or len(set(self.affinity)) != len(self.affinity):
+            raise WireError("affinity", "got {}, expected distinct CPU numbers from 0 on".format(list(self.affinity)))
+        if self.cool_to_c is not None and self.cool_within_c is not None:
+            raise WireError("cool_within_c", "got a value beside cool_to_c, expected one of them")
 
 
 @record
 class Job:
-    """One file in a device's queue: the variants are measured interleaved (A B C A B C …), one series each round."""
+    """One file in a device's queue: the variants are measured interleaved, one series each round, in the plan's order. A worker
+    that holds more than ``memory_limit_mb`` (10⁶ bytes resident) is ended; None: no limit."""
 
     schema: str = text(choices=(JOB_SCHEMA,))
     run_id: str = name_field(60)
@@ -693,6 +761,7 @@ class Job:
     plan: RunPlan
     variants: Tuple[Variant, ...] = items(500, 1)
     timeout_seconds: float = number(1.0, 7 * 86_400.0)
+    memory_limit_mb: Optional[float] = number(1.0, 1e9, default=None)
 
 
 @record
@@ -708,12 +777,42 @@ class GoldenResult:
 
 
 @record
+class Window:
+    """About a second of a sustained series: ``count`` inferences that began within ``duration_ms`` from ``at_ms`` of the timed
+    part on, their median and their slowest in ns."""
+
+    at_ms: int = number(0, 2**62)
+    duration_ms: int = number(0, 2**62)
+    count: int = number(1, 2**62)
+    p50_ns: int = number(0, 2**62)
+    max_ns: int = number(0, 2**62)
+
+
+COOLED = ("reached", "limit", "no-sensor")
+
+
+@record
+class Cooling:
+    """A wait for a temperature before a series: the board was at ``from_c`` °C, ``to_c`` were wanted, and after ``seconds`` it
+    was at ``at_c``."""
+
+    outcome: str = text(choices=COOLED)
+    from_c: Optional[float] = number(-300.0, 1000.0)
+    to_c: Optional[float] = number(-300.0, 1000.0)
+    at_c: Optional[float] = number(-300.0, 1000.0)
+    seconds: float = number(0.0, 1e6)
+
+
+@record
 class Series:
     """One worker process's raw numbers, in nanoseconds of ``time.perf_counter_ns`` and megabytes (10⁶ bytes).
 
     ``first_inference_ns`` is the very first call after loading (the first golden image); ``samples_ns`` the timed part, never
     clipped. ``own_cpu`` is the worker's CPU time ÷ wall time of the timed part; ``foreign_cpu`` the busy cores of everything
-    else on the device in that time (None where /proc/stat is not readable).
+    else on the CPUs the worker may use in that time (None where /proc/stat is not readable); ``waiting`` the time its threads
+    stood ready and had no CPU ÷ wall time, summed over threads (None where /proc/…/schedstat is not readable). ``affinity`` are
+    the CPUs it may use. Where more inferences were timed than the plan keeps, ``samples_ns`` holds every ``stride``-th of them;
+    ``windows`` holds all, second by second, of a sustained series.
     """
 
     process: int = number(0, 100_000)
@@ -734,16 +833,79 @@ class Series:
     swapped_pages: Optional[int] = number(0, 2**62)
     clock_step_ms: float = number(-1e15, 1e15)
     readings: Tuple["Reading", ...] = items(1_000_000)
+    sampling: Optional["Sampling"] = None
+    power: Optional["Power"] = None
+    power_absent: str = text(max_len=400, default="")
+    waiting: Optional[float] = number(0.0, 1e6, default=None)
+    affinity: Tuple[int, ...] = items(1024, default=())
+    stride: int = number(1, 2**31, default=1)
+    windows: Tuple[Window, ...] = items(100_000, default=())
+    cooling: Optional[Cooling] = None
+
+
+@record
+class ClusterClock:
+    """The clock of the CPUs that share one, named after them: ``cpu0-3``."""
+
+    name: str = text(max_len=60)
+    mhz: float = number(0.0, 1e6)
+
+
+@record
+class RailPower:
+    """What one supply rail gave, by the board's own name for it. Rails may lie behind one another: they do not add up."""
+
+    name: str = text(max_len=60)
+    mw: float = number(-1e9, 1e9)
 
 
 @record
 class Reading:
-    """The board's state at one moment, sampled outside the timed process. ``throttle`` holds what limits the board now."""
+    """The board's state at one moment, sampled outside the timed process; what the board does not tell is None or empty.
+
+    ``frequency_mhz`` is the fastest cluster's. ``throttle`` holds what limits the board now. ``gpu_load`` is a share of 1.
+    ``power_mw`` is the whole of what :class:`Power` says its scope covers. Where ``full`` is false, the sensors that cost a
+    program to ask (``vcgencmd``) were left out of this reading, to keep the cost of watching small.
+    """
 
     at_ms: int = number(0, 2**62)
     temperature_c: Optional[float] = number(-300.0, 1000.0)
     frequency_mhz: Optional[float] = number(0.0, 1e6)
     throttle: Optional[Tuple[str, ...]] = items(50, max_len=60)
+    clusters: Tuple[ClusterClock, ...] = items(1000, default=())
+    gpu_load: Optional[float] = number(0.0, 1.0, default=None)
+    gpu_frequency_mhz: Optional[float] = number(0.0, 1e6, default=None)
+    rails: Tuple[RailPower, ...] = items(200, default=())
+    power_mw: Optional[float] = number(-1e9, 1e9, default=None)
+    full: bool = True
+
+
+@record
+class Sampling:
+    """What watching the board cost: ``cpu`` is the CPU time of the thread that read the sensors, and of the programs it asked,
+    ÷ ``wall_ms``, the length of the timed part. ``readings_every_ms`` is what the cadence had come to at its end."""
+
+    wall_ms: int = number(0, 2**62)
+    cpu: float = number(0.0, 1e6)
+    readings_every_ms: int = number(0, 2**62)
+
+
+POWER_SCOPES = ("board", "rails", "pmic-partial", "package")
+
+
+@record
+class Power:
+    """What the figures of power in a series mean. ``covers`` names what is in ``scope`` and what is not.
+
+    ``idle_mw`` is the mean before anything was timed, with no worker running. ``counted_mw`` is the mean over the timed part by
+    a counter of energy, where the board has one; without, it is that of the readings.
+    """
+
+    scope: str = text(choices=POWER_SCOPES)
+    covers: str = text(max_len=400)
+    idle_mw: Optional[float] = number(-1e9, 1e9)
+    idle_absent: str = text(max_len=400, default="")
+    counted_mw: Optional[float] = number(-1e9, 1e9, default=None)
 
 
 @record
@@ -757,6 +919,29 @@ class Accuracy:
     labels: Tuple[int, ...] = items(10_000_000)
     evaluation: str = text(max_len=200)
     reused: bool
+
+
+@record
+class OperatorTime:
+    """What one operator of the graph took in all inferences together: its kind, how often it ran, its time in ns."""
+
+    name: str = text(max_len=400)
+    kind: str = text(max_len=200)
+    provider: str = text(max_len=120)
+    calls: int = number(0, 2**62)
+    total_ns: int = number(0, 2**62)
+
+
+@record
+class OperatorProfile:
+    """``inferences`` profiled by the runtime itself, operators by falling time. Profiling slows it: compare shares, not times.
+    ``left_out`` operators beyond those listed took ``left_out_ns``."""
+
+    profiler: str = text(max_len=200)
+    inferences: int = number(1, 10_000_000)
+    operators: Tuple[OperatorTime, ...] = items(2000)
+    left_out: int = number(0, 10_000_000, default=0)
+    left_out_ns: int = number(0, 2**62, default=0)
 
 
 @record
@@ -776,11 +961,15 @@ class Measurement:
     accuracy: Optional[Accuracy]
     accuracy_absent: str = text(max_len=400)
     failure: Optional[Refusal]
+    profile: Optional[OperatorProfile] = None
+    profile_absent: str = text(max_len=400, default="")
 
 
 @record
 class Run:
-    """Everything one job measured and recorded. Lives in the device's spool until the host has acknowledged ``run_id``."""
+    """Everything one job measured and recorded. Lives in the device's spool until the host has acknowledged ``run_id``.
+
+    ``governor`` is what held while the job ran; ``governor_before`` what a job that tuned the system found and put back."""
 
     schema: str = text(choices=(RUN_SCHEMA,))
     job: Job
@@ -792,6 +981,7 @@ class Run:
     facts: Facts
     governor: Optional[str] = text(max_len=60)
     measurements: Tuple[Measurement, ...] = items(500)
+    governor_before: Optional[str] = text(max_len=60, default=None)
 
 
 @record

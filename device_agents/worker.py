@@ -24,6 +24,7 @@ from device_agents.store import Store
 
 KINDS = ("prove", "golden", "series", "accuracy", "predict")
 EXIT_SERVER_GONE = 70
+WINDOW_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,25 @@ def _load_and_check(request: WorkRequest) -> _Checked:
     return _Checked(loaded, x, first_ns, result)
 
 
+def keep_to(cpus: Tuple[int, ...]) -> None:
+    """Run this process, and every thread it will start, on ``cpus`` alone; on all it may use where none is named.
+
+    Raises ``bad-job`` where one of them is not there for this process.
+    """
+    if not cpus:
+        return
+    allowed = os.sched_getaffinity(0)
+    if not set(cpus) <= allowed:
+        raise Refused(
+            "bad-job",
+            "the plan keeps to the CPUs {}, this process may use {}".format(
+                ", ".join(map(str, cpus)), ", ".join(map(str, sorted(allowed)))
+            ),
+            "edgevit bench --affinity {}-{}".format(min(allowed), max(allowed)),
+        )
+    os.sched_setaffinity(0, cpus)
+
+
 def _golden(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
     """What is checked before a variant becomes the active one."""
     return dict(wire.encode(_load_and_check(request).result))
@@ -206,6 +226,7 @@ def _golden(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
 def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
     """One series: see :class:`~device_agents.wire.Series`. Raises ``golden-mismatch`` before anything is timed."""
     plan = _need(request.plan)
+    keep_to(plan.affinity)
     started_at = utc_now()
     checked = _load_and_check(request)
     loaded, x = checked.loaded, checked.x
@@ -217,7 +238,16 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
     warm = measure.warm_up(loaded.run, x, plan, alive)
     say({"type": "timing-begins"})
     begin = measure.read_moment()
-    samples = measure.time_calls(loaded.run, x, plan.min_samples, plan.min_seconds, plan.max_seconds, alive)
+    timed = measure.time_calls(
+        loaded.run,
+        x,
+        plan.min_samples,
+        plan.min_seconds,
+        plan.max_seconds,
+        alive,
+        plan.max_raw_samples,
+        WINDOW_S if plan.sustained else 0.0,
+    )
     between = measure.compare_moments(begin, measure.read_moment())
     say({"type": "timing-ends"})
     after = measure.resident_mb()
@@ -227,7 +257,7 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
         init_time_ns=loaded.init_time_ns,
         first_inference_ns=checked.first_ns,
         warmup_ns=warm,
-        samples_ns=samples,
+        samples_ns=timed.samples_ns,
         provider=loaded.provider,
         runtime_version=loaded.version,
         golden=checked.result,
@@ -240,6 +270,10 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
         swapped_pages=between.swapped_pages,
         clock_step_ms=between.clock_step_ms,
         readings=(),
+        waiting=between.waiting,
+        affinity=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
+        stride=timed.stride,
+        windows=timed.windows,
     )
     return dict(wire.encode(series))
 

@@ -36,6 +36,7 @@ HINTS = {
     "no-such-run": "edgevit collect {name}",
     "worker-timeout": "edgevit bench BUNDLE {name} --plan quick",
     "worker-died": "look at memory and kernel log: ssh to {name}, then dmesg | tail",
+    "worker-memory": "edgevit bench BUNDLE {name} --memory-limit MB, or a smaller model",
     "worker-failed": "edgevit target probe {name}",
     "busy": "wait for the other deployment or measurement to end, then try again",
     "interrupted": "try again: what arrived is kept",

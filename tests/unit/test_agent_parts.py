@@ -116,16 +116,43 @@ def test_a_close_call_may_change_its_class() -> None:
 def test_both_lower_bounds_hold() -> None:
     calls: list[int] = []
     start = time.perf_counter()
-    samples = measure.time_calls(calls.append, 1, 10, 0.05, 10.0, lambda n: None)
+    samples = measure.time_calls(calls.append, 1, 10, 0.05, 10.0, lambda n: None).samples_ns
     assert time.perf_counter() - start >= 0.05 and len(samples) == len(calls) >= 10
-    assert len(measure.time_calls(calls.append, 1, 10, 0.0, 10.0, lambda n: None)) == 10
+    assert len(measure.time_calls(calls.append, 1, 10, 0.0, 10.0, lambda n: None).samples_ns) == 10
 
 
 def test_the_upper_bound_holds_and_one_sample_is_taken_at_least() -> None:
     nap = 0.01
-    samples = measure.time_calls(lambda x: time.sleep(nap), 0, 1000, 0.0, 0.03, lambda n: None)
+    samples = measure.time_calls(lambda x: time.sleep(nap), 0, 1000, 0.0, 0.03, lambda n: None).samples_ns
     assert 1 <= len(samples) <= 4 and min(samples) >= nap * 1e9
-    assert len(measure.time_calls(lambda x: time.sleep(nap), 0, 5, 0.0, 0.001, lambda n: None)) == 1
+    assert len(measure.time_calls(lambda x: time.sleep(nap), 0, 5, 0.0, 0.001, lambda n: None).samples_ns) == 1
+
+
+@pytest.mark.parametrize(("calls", "kept", "stride"), [(10, 10, 1), (11, 6, 2), (100, 7, 16)])
+def test_what_is_kept_is_spread_evenly_over_all_calls(calls: int, kept: int, stride: int) -> None:
+    done: list[int] = []
+    timed = measure.time_calls(done.append, 1, calls, 0.0, 10.0, lambda n: None, max_kept=10)
+    assert len(done) == calls and (len(timed.samples_ns), timed.stride) == (kept, stride)
+    assert len(range(0, calls, timed.stride)) == kept, "the first and every stride-th after it"
+
+
+def test_windows_hold_every_call() -> None:
+    done: list[int] = []
+
+    def call(x: int) -> None:
+        done.append(x)
+        time.sleep(0.002)
+
+    timed = measure.time_calls(call, 1, 1, 0.05, 10.0, lambda n: None, max_kept=4, window_seconds=0.01)
+    assert sum(w.count for w in timed.windows) == len(done) > len(timed.samples_ns)
+    assert 2 <= len(timed.windows) <= 6 and all(w.p50_ns <= w.max_ns for w in timed.windows)
+    ends = [w.at_ms + w.duration_ms for w in timed.windows]
+    assert all(abs(a - b.at_ms) <= 1 for a, b in zip(ends, timed.windows[1:], strict=False)), "a gap between windows"
+
+
+def test_a_slow_model_does_not_warm_up_for_ever() -> None:
+    plan = wire.RunPlan("p", 1, 1000, 0.0, 1, 0.0, 0.04, False)
+    assert len(measure.warm_up(lambda x: time.sleep(0.01), 0, plan, lambda n: None)) <= 3
 
 
 def test_kernel_files() -> None:
@@ -139,11 +166,14 @@ def test_kernel_files() -> None:
 
 
 def test_between_two_moments() -> None:
-    a = measure.Moment(0, 0, 1.0, 10.0, 5)
-    b = measure.Moment(2 * 10**9, 2 * 10**9 + 3 * 10**8, 3.0, 13.0, 9)
-    assert measure.compare_moments(a, b) == measure.Between(1.0, 0.5, 4, 300.0)
-    short = measure.Moment(10**8, 10**8, 1.1, 10.1, 5)
+    a = measure.Moment(0, 0, 1.0, 10.0, 5, {7: 1.0, 8: 2.0})
+    b = measure.Moment(2 * 10**9, 2 * 10**9 + 3 * 10**8, 3.0, 13.0, 9, {7: 1.5, 9: 0.25})
+    assert measure.compare_moments(a, b) == measure.Between(1.0, 0.5, 4, 300.0, 0.375)
+    short = measure.Moment(10**8, 10**8, 1.1, 10.1, 5, {})
     assert measure.compare_moments(a, short).foreign_cpu is None, "ten ticks are no measurement"
+    assert measure.compare_moments(a, short).waiting is None
+    assert measure.parse_waited("671936 4280984 2\n") == pytest.approx(0.004280984)
+    assert measure.parse_waited("") is None and measure.parse_waited("1 2") is None
 
 
 # ---- runtimes -------------------------------------------------------------------------------------------------------

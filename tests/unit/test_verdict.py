@@ -32,7 +32,17 @@ SERIES = wire.Series(
     swapped_pages=0,
     clock_step_ms=0.0,
     readings=(wire.Reading(0, 50.0, 1800.0, ()),),
+    waiting=0.0,
+    affinity=(0, 1, 2, 3),
 )
+
+
+def readings(*frequencies: float, throttle: tuple[str, ...] = ()) -> tuple[wire.Reading, ...]:
+    return tuple(wire.Reading(i * 1000, 50.0, f, throttle) for i, f in enumerate(frequencies))
+
+
+def cooled(outcome: str, at_c: float | None) -> wire.Cooling:
+    return wire.Cooling(outcome, at_c, None if at_c is None else 45.0, at_c, 300.0)
 
 
 def verdict(
@@ -40,11 +50,16 @@ def verdict(
     cpu_count: int = 4,
     failure: wire.Refusal | None = None,
     series: Any = None,
+    plan: wire.RunPlan = PLAN,
     **change: Any,
 ) -> wire.Verdict:
     measured = (dataclasses.replace(SERIES, **change),) if series is None else series
     m = wire.Measurement(VARIANT, "m", "fp32", "b", "onnx", "fp32", "0" * 64, 1, 1, measured, None, "not asked", failure)
-    job = wire.Job(wire.JOB_SCHEMA, "r", "b", "t", "now", "me", PLAN, (VARIANT,), 60.0)
+    return judge(_run(m, governor, cpu_count, plan), m)
+
+
+def _run(m: wire.Measurement, governor: str | None = "performance", cpu_count: int = 4, plan: wire.RunPlan = PLAN) -> wire.Run:
+    job = wire.Job(wire.JOB_SCHEMA, "r", "b", "t", "now", "me", plan, (VARIANT,), 60.0)
     facts = wire.Facts(
         schema=wire.FACTS_SCHEMA, agent_version=1, agent_sha256="", hostname="h", board_model=None, os_name=None,
         kernel="6", machine="aarch64", cpu_model=None, cpu_count=cpu_count, cpu_features=(), python="3.11.2",
@@ -52,7 +67,7 @@ def verdict(
         numpy=None, runtimes=(), sensors=(), ssh_keygen=None, signers=0, bundles=(), active=None, waiting_runs=(),
         absent={},
     )  # fmt: skip
-    return judge(wire.Run(wire.RUN_SCHEMA, job, "completed", "", 1, "a", "b", facts, governor, (m,)), m)
+    return wire.Run(wire.RUN_SCHEMA, job, "completed", "", 1, "a", "b", facts, governor, (m,))
 
 
 def test_a_clean_measurement_is_valid_without_a_warning() -> None:
@@ -67,7 +82,17 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "swapped": ({"swapped_pages": 12}, "12 pages"),
     "clock set back": ({"clock_step_ms": -5000.0}, "-5000 ms"),
     "crowded": ({"foreign_cpu": 3.3}, "3.30 of 4 cores"),
-    "crowded single core": ({"foreign_cpu": 0.3, "cpu_count": 1}, "0.30 of 1"),
+    "crowded single core": ({"foreign_cpu": 0.3, "affinity": (2,)}, "0.30 of 1"),
+    "crowded, by the board's cores": ({"foreign_cpu": 0.3, "cpu_count": 1, "affinity": ()}, "0.30 of 1"),
+    "made to wait": ({"waiting": 0.12}, "waited for a CPU 12% of the time"),
+    "under-voltage": ({"readings": readings(1800.0, throttle=("under-voltage",))}, "under-voltage"),
+    "over-current": ({"readings": readings(1800.0, throttle=("over-current-oc3",))}, "over-current-oc3"),
+    "slower in its second half": ({"readings": readings(1800.0, 1800.0, 1500.0, 1500.0)}, "1800 to 1500 MHz"),
+    "faster in its second half": ({"readings": readings(600.0, 600.0, 1500.0, 1500.0)}, "600 to 1500 MHz"),
+    "other clocks in other series": (
+        {"series": (SERIES, dataclasses.replace(SERIES, process=1, readings=readings(1200.0)))},
+        "between its series the CPU went from 1800 to 1200 MHz",
+    ),
     "no samples": ({"samples_ns": ()}, "no samples"),
     "a series is missing": ({"series": ()}, "0 of 1 series"),
 }
@@ -84,10 +109,12 @@ WARNED: dict[str, tuple[dict[str, Any], str]] = {
     "scattered": ({"samples_ns": (4_000_000, 6_000_000) * 32}, "standard deviation is 20%"),
     "an outlier": ({"samples_ns": (5_000_000,) * 127 + (9_000_000,)}, "extremes"),
     "very short": ({"samples_ns": (900_000,) * 64}, "less than 1 ms"),
-    "few samples": ({"samples_ns": (5_000_000,) * 63}, "too few"),
     "fewer than planned": ({"samples_ns": (5_000_000,) * 63}, "63 of 64 samples"),
     "others at work": ({"foreign_cpu": 0.2}, "cores busy"),
-    "governor": ({"governor": "ondemand"}, "ondemand"),
+    "made to wait a little": ({"waiting": 0.04}, "waited for a CPU up to 4% of the time"),
+    "governor": ({"governor": "ondemand"}, "edgevit bench --tune-system"),
+    "not cool": ({"cooling": cooled("limit", 61.0)}, "61.0 °C instead of 45.0 °C after 300 s"),
+    "cannot be cooled by reading": ({"cooling": cooled("no-sensor", None)}, "no temperature"),
 }
 
 
@@ -99,8 +126,52 @@ def test_warned_yet_valid(name: str) -> None:
 
 
 def test_what_was_not_read_is_not_judged() -> None:
-    found = verdict(governor=None, foreign_cpu=None, swapped_pages=None, readings=())
+    found = verdict(governor=None, foreign_cpu=None, swapped_pages=None, waiting=None, readings=(), affinity=())
     assert found.valid and found.warnings == ()
+
+
+def test_every_warning_names_the_next_command() -> None:
+    for name, (change, _) in WARNED.items():
+        for text in verdict(**change).warnings:
+            assert "edgevit " in text or "build with --batch" in text, (name, text)
+
+
+def test_limits_are_the_plans() -> None:
+    wide = dataclasses.replace(PLAN, max_waiting=0.5, max_foreign_cpu=1.0, max_frequency_drift=0.5)
+    change: dict[str, Any] = {
+        "waiting": 0.4, "foreign_cpu": 3.9, "readings": readings(1800.0, 1800.0, 1000.0, 1000.0)
+    }  # fmt: skip
+    assert verdict(plan=wide, **change).valid and not verdict(**change).valid
+
+
+def test_waiting_is_a_share_of_each_timed_thread() -> None:
+    four = dataclasses.replace(VARIANT, threads=4)
+    m = wire.Measurement(
+        four, "m", "fp32", "b", "onnx", "fp32", "0" * 64, 1, 1, (dataclasses.replace(SERIES, waiting=0.3),), None, "", None
+    )
+    assert judge(_run(m), m).valid
+    m = dataclasses.replace(m, series=(dataclasses.replace(SERIES, waiting=0.5),))
+    assert not judge(_run(m), m).valid
+
+
+def test_of_a_sustained_plan_heat_is_the_finding_and_weak_power_is_not() -> None:
+    sustained = dataclasses.replace(PLAN, name="sustained", sustained=True)
+    hot = readings(1800.0, 1800.0, 900.0, 900.0, throttle=("throttled", "frequency-capped"))
+    assert not verdict(readings=hot).valid
+    found = verdict(plan=sustained, readings=hot)
+    assert found.valid and "heat limited the board" in " ".join(found.warnings)
+    assert not verdict(plan=sustained, readings=readings(1800.0, throttle=("under-voltage",))).valid
+    assert not verdict(plan=sustained, waiting=0.5).valid
+
+
+def test_a_few_samples_are_neither_invalid_nor_a_warning_of_their_own() -> None:
+    few = dataclasses.replace(PLAN, min_samples=3)
+    assert verdict(plan=few, samples_ns=(5_000_000,) * 3) == wire.Verdict(RULES_VERSION, True, (), ())
+
+
+def test_twenty_series_warn_once() -> None:
+    many = tuple(dataclasses.replace(SERIES, process=i, foreign_cpu=0.2 + i / 100, waiting=0.03 + i / 1000) for i in range(20))
+    assert len(verdict(series=many).warnings) == 2
 
 
 def test_a_sticky_throttle_of_the_past_is_no_reading() -> None:
