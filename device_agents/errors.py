@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
 
-from device_agents import wire
+if TYPE_CHECKING:
+    from device_agents import wire
 
 REFUSAL_CODES = (
     "no-python", "no-numpy", "no-runtime", "no-ssh-keygen", "no-signers", "bad-signature", "unknown-signer",
     "bad-manifest", "newer-schema", "agent-too-old", "older-version", "digest-mismatch", "no-space", "io-error",
     "not-installed", "blob-missing", "blob-damaged", "no-such-artifact", "does-not-fit", "provider-missing",
     "provider-mismatch", "scheme-refused", "runtime-too-old", "golden-mismatch", "bad-job", "no-such-run", "worker-timeout",
-    "worker-died", "worker-memory", "worker-failed", "busy", "interrupted", "bad-request", "no-previous", "no-active",
-    "no-systemd", "needs-root", "no-daemon",
+    "worker-died", "worker-memory", "worker-failed", "no-profiler", "busy", "interrupted", "bad-request", "no-previous",
+    "no-active", "no-systemd", "needs-root", "no-daemon",
 )  # fmt: skip
 """Every code a refusal can carry. Stable: hosts of other versions know them."""
 
@@ -29,6 +31,8 @@ class Refused(Exception):
 
     def to_wire(self) -> wire.Refusal:
         """The same as it crosses the wire: control characters made visible, over-long texts cut at the declared limits."""
+        from device_agents import wire  # a daemon waits for months without it
+
         return wire.Refusal(code=self.code, message=printable(str(self))[:20_000], hint=printable(self.hint)[:4_000])
 
 

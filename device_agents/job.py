@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from typing import Any, Callable, Dict, List, Optional
 
 from device_agents import wire
 from device_agents.boards import detect_board
 from device_agents.clock import utc_now
+from device_agents.conditions import cool_down, restore_system, tune_system
 from device_agents.errors import Refused
 from device_agents.install import artifact_of, verify_installed
 from device_agents.probe import collect_facts
-from device_agents.sampling import BoardSampler
+from device_agents.sampling import BoardSampler, idle_power_mw
+from device_agents.servers import agent_argv
 from device_agents.spool import PartWriter
 from device_agents.store import Store
-from device_agents.supervise import Message, agent_argv, root_of_boards, run_worker, runtime_python
+from device_agents.supervise import Message, root_of_boards, run_worker, runtime_python
+
+SAY_EVERY_S = 10.0
 
 
 @dataclasses.dataclass
@@ -31,39 +36,66 @@ class _Progress:
     failure: Optional[Refused] = None
     accuracy: Optional[wire.Accuracy] = None
     accuracy_absent: str = ""
+    profile: Optional[wire.OperatorProfile] = None
+    profile_absent: str = ""
 
 
 class JobWorker:
-    """Works one job. Raises :class:`Refused` where not even a list of what failed can be given."""
+    """Works one job. Raises :class:`Refused` where not even a list of what failed can be given.
 
-    def __init__(self, store: Store, agent_sha256: str, job: wire.Job, part: PartWriter, attempt: int) -> None:
+    ``check_wanted`` is called about twice a second while a worker is at work, and ends the job by raising.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        agent_sha256: str,
+        job: wire.Job,
+        part: PartWriter,
+        attempt: int,
+        check_wanted: Callable[[], None],
+    ) -> None:
         self._store, self._job, self._part, self._attempt = store, job, part, attempt
+        self._check_wanted = check_wanted
         self._agent_sha256 = agent_sha256
         self._argv = agent_argv(runtime_python(store), agent_sha256, store, "worker")
         self._board = detect_board(root_of_boards())
         self._deadline = time.monotonic() + job.timeout_seconds
+        self._idle_c: Optional[float] = None
+        self._idle_mw: Optional[float] = None
+        self._told_at = -math.inf
 
     def work(self) -> wire.Run:
         """The whole Run; failures of single variants are in its measurements."""
         started_at = utc_now()
+        self._idle_c = self._board.temperature_c()
         self._part.progress("series", 0, len(self._job.variants), "", "reading the facts of this device")
         facts = collect_facts(self._store, self._agent_sha256, False, lambda message: None)
-        governor = self._board.governor()
         states = self._open_variants()
-        self._time_all(states)
+        before = tune_system(self._store, root_of_boards()) if self._job.plan.tune_system else None
+        try:
+            governor = self._board.governor()
+            if self._board.power_scope() is not None:
+                self._part.progress("series", 0, len(states), "", "reading the power of the idle board")
+                self._idle_mw = idle_power_mw(self._board, min(max(self._job.plan.min_seconds, 2.0), 5.0))
+            self._time_all(states)
+        finally:
+            left_tuned = restore_system(self._store, root_of_boards())
         self._score_all(states)
+        self._profile_all(states)
         failed = [s for s in states if s.failure is not None]
         return wire.Run(
             schema=wire.RUN_SCHEMA,
             job=self._job,
             status="failed" if len(failed) == len(states) else "completed",
-            reason="; ".join(dict.fromkeys(str(s.failure) for s in failed))[:4000],
+            reason="; ".join(dict.fromkeys([str(s.failure) for s in failed] + [left_tuned] * bool(left_tuned)))[:4000],
             attempt=self._attempt,
             started_at=started_at,
             ended_at=utc_now(),
             facts=facts,
             governor=governor,
             measurements=tuple(_measurement(s) for s in states),
+            governor_before=before,
         )
 
     def _open_variants(self) -> List[_Progress]:
@@ -103,11 +135,12 @@ class JobWorker:
     # ---- time ------------------------------------------------------------------------------------------------------
 
     def _time_all(self, states: List[_Progress]) -> None:
-        """A B C A B C …: what drifts over the minutes meets every variant alike."""
+        """A B C A B C …, or A B C C B A …: what drifts over the minutes meets every variant alike."""
         total = len(states) * self._job.plan.processes
         done = 0
         for process in range(self._job.plan.processes):
-            for number, state in enumerate(states):
+            backwards = self._job.plan.order == "mirrored" and process % 2 == 1
+            for number, state in enumerate(reversed(states) if backwards else states):
                 if state.failure is None:
                     text = "{} on {}, {} thread(s)".format(state.artifact.name, state.variant.runtime, state.variant.threads)
                     self._part.progress("series", done, total, "series", text)
@@ -123,23 +156,50 @@ class JobWorker:
     def _time_one(self, state: _Progress, process: int, shares: int) -> wire.Series:
         request = self._request(state, "series")
         request.update(plan=wire.encode(self._job.plan), process=process)
-        sampler = BoardSampler(self._board)
+        cooling = self._cool(state)
+        sampler = BoardSampler(self._board, self._idle_mw)
 
         def hear(message: Message) -> None:
+            self._check_wanted()
+            self._tell_minutes(message, state)
             if message.get("type") == "timing-begins":
                 sampler.start()
             elif message.get("type") == "timing-ends":
                 sampler.stop()
 
         try:
-            value = run_worker(self._argv, request, self._share(shares), hear)
+            value = run_worker(self._argv, request, self._share(shares), hear, memory_limit_mb=self._job.memory_limit_mb)
         finally:
             sampler.stop()
         try:
             series = wire.decode(wire.Series, value, "series")
         except wire.WireError as e:
             raise Refused("worker-failed", "the worker's result has another shape: {}".format(e)) from e
-        return dataclasses.replace(series, readings=sampler.readings())
+        return dataclasses.replace(sampler.record(series), cooling=cooling)
+
+    def _cool(self, state: _Progress) -> Optional[wire.Cooling]:
+        """Wait for the temperature that the plan wants, if it wants one, and say so now and then."""
+        plan = self._job.plan
+        last = [-math.inf]
+
+        def say(now_c: float, target_c: float, waited_s: float) -> None:
+            self._check_wanted()
+            if waited_s - last[0] >= SAY_EVERY_S:
+                last[0] = waited_s
+                text = "cooling before {}: {:.1f} °C now, {:.1f} °C wanted".format(state.artifact.name, now_c, target_c)
+                self._part.progress("cooling", int(waited_s), int(plan.cool_seconds), "s", text)
+
+        left = max(self._deadline - time.monotonic(), 0.0)
+        return cool_down(self._board.temperature_c, plan, self._idle_c, say, min(plan.cool_seconds, left))
+
+    def _tell_minutes(self, message: Message, state: _Progress) -> None:
+        """Of a series that takes minutes, how far it is; seldom, since what is told is fsynced while it is timed."""
+        plan = self._job.plan
+        if message.get("type") != "progress" or not plan.sustained or time.monotonic() - self._told_at < SAY_EVERY_S:
+            return
+        self._told_at = time.monotonic()
+        text = "{}: {:,} inferences".format(state.artifact.name, int(message["done"]))
+        self._part.progress("sustained", int(message["seconds"]), int(plan.max_seconds), "s", text)
 
     def _share(self, shares: int) -> float:
         """Seconds one worker may take: half of what is left, so one that hangs leaves the others time; all for the last."""
@@ -192,11 +252,12 @@ class JobWorker:
         last = [time.monotonic()]
 
         def hear(message: Message) -> None:
+            self._check_wanted()
             if message.get("type") == "progress" and time.monotonic() - last[0] > 1.0:
                 last[0] = time.monotonic()
                 self._part.progress("accuracy", int(message["done"]), evaluation.count, "images", state.artifact.name)
 
-        value = run_worker(self._argv, request, self._share(1), hear)
+        value = run_worker(self._argv, request, self._share(1), hear, memory_limit_mb=self._job.memory_limit_mb)
         document = dict(value, images=len(value["labels"]), evaluation=evaluation.name, reused=False)
         try:
             accuracy = wire.decode(wire.Accuracy, document, "accuracy")
@@ -204,6 +265,27 @@ class JobWorker:
             raise Refused("worker-failed", "the worker's result has another shape: {}".format(e)) from e
         self._store.write(path, wire.dumps(accuracy))
         return accuracy
+
+    # ---- operators -------------------------------------------------------------------------------------------------
+
+    def _profile_all(self, states: List[_Progress]) -> None:
+        """Each variant's operators by the runtime's own profiler, in a worker of their own: profiling slows it."""
+        for state in states if self._job.plan.profile_ops else ():
+            if state.failure is not None or not state.series:
+                state.profile_absent = "the variant could not be measured"
+                continue
+            self._part.progress("profile", 0, 1, "", state.artifact.name)
+            request = self._request(state, "profile")
+            request.update(plan=wire.encode(self._job.plan))
+            limit = self._job.memory_limit_mb
+            try:
+                value = run_worker(self._argv, request, self._share(1), self._hear_nothing, memory_limit_mb=limit)
+                state.profile = wire.decode(wire.OperatorProfile, value, "profile")
+            except (Refused, wire.WireError) as e:
+                state.profile_absent = "{}: {}".format(e.code, e) if isinstance(e, Refused) else str(e)
+
+    def _hear_nothing(self, message: Message) -> None:
+        self._check_wanted()
 
 
 def _accuracy_key(state: _Progress, evaluation: wire.EvaluationSet) -> str:
@@ -237,6 +319,8 @@ def _measurement(state: _Progress) -> wire.Measurement:
         accuracy=state.accuracy,
         accuracy_absent="" if state.accuracy else state.accuracy_absent[:400],
         failure=state.failure.to_wire() if state.failure else None,
+        profile=state.profile,
+        profile_absent=state.profile_absent[:400],
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from device_agents import wire
-from device_agents.boards.generic import read_text
+from device_agents.boards.files import read_text
 
 MB = 1e6
 FOREIGN_CPU_AFTER_S = 0.5

@@ -11,20 +11,24 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 import time
 import traceback
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 from device_agents import wire
 from device_agents.clock import utc_now
-from device_agents.errors import Refused, printable
+from device_agents.conditions import restore_system
+from device_agents.errors import Cancelled, Refused, printable
 from device_agents.job import JobWorker
 from device_agents.probe import collect_facts
-from device_agents.spool import PartWriter, count_attempts
+from device_agents.spool import PartWriter, count_attempts, is_cancelled
 from device_agents.store import Store
+from device_agents.supervise import root_of_boards
 
 DEVICE_LOCK = b"\0edgevit-device-lock"
 MAX_ATTEMPTS = 3
+CANCELLED = "cancelled on request"
 
 
 def serve_once(store: Store, agent_sha256: str, inherited: Optional[int] = None) -> Dict[str, Any]:
@@ -40,6 +44,9 @@ def serve_once(store: Store, agent_sha256: str, inherited: Optional[int] = None)
             return {"served": done}
         try:
             store.clean_temporaries()
+            left_tuned = restore_system(store, root_of_boards())
+            if left_tuned:
+                sys.stderr.write("{} {}\n".format(utc_now(), left_tuned))
             while True:
                 run_id = next(iter(store.queued()), None)
                 if run_id is None:
@@ -74,11 +81,13 @@ def _work(store: Store, agent_sha256: str, run_id: str) -> None:
     try:
         job, problem = _read_job(store, run_id)
         if job is None:
-            # Submitting checks jobs, so this file was damaged here; there is no job that a Run could carry.
-            part.progress("series", 0, 1, "", "the job file is damaged: {}".format(problem))
-            store.remove(store.queue_path(run_id))
+            # Submitting checks jobs, so this file was damaged, or put, here; there is no job that a Run could carry.
+            sys.stderr.write("{} job {}: removed, it is no job of this name: {}\n".format(utc_now(), run_id, problem))
+            _forget(store, run_id)
             return
-        if attempts >= MAX_ATTEMPTS:
+        if is_cancelled(store, run_id):
+            run = _without_measurements(store, agent_sha256, job, "interrupted", CANCELLED, max(attempts, 1))
+        elif attempts >= MAX_ATTEMPTS:
             reason = "the server died {} times in the middle of this run; what those attempts measured is lost".format(attempts)
             run = _without_measurements(store, agent_sha256, job, "interrupted", reason, attempts)
         else:
@@ -94,22 +103,30 @@ def _work(store: Store, agent_sha256: str, run_id: str) -> None:
 
 
 def _forget(store: Store, run_id: str) -> None:
-    store.remove(store.queue_path(run_id))
+    store.discard(store.queue_path(run_id))
     store.remove(store.spool_path(run_id, "part"))
+    store.remove(store.cancel_path(run_id))
 
 
 def _read_job(store: Store, run_id: str) -> Tuple[Optional[wire.Job], str]:
-    data = store.read(store.queue_path(run_id), wire.MAX_JOB_BYTES) or b""
     try:
-        return wire.loads(wire.Job, data, "job", wire.MAX_JOB_BYTES), ""
-    except wire.WireError as e:
+        data = store.read(store.queue_path(run_id), wire.MAX_JOB_BYTES) or b""
+        job = wire.loads(wire.Job, data, "job", wire.MAX_JOB_BYTES)
+    except (Refused, wire.WireError) as e:
         return None, str(e)
+    return (job, "") if job.run_id == run_id else (None, "it holds the job of run {}".format(job.run_id))
 
 
 def _attempt(store: Store, agent_sha256: str, job: wire.Job, part: PartWriter, attempt: int) -> wire.Run:
+    def check_wanted() -> None:
+        if is_cancelled(store, job.run_id):
+            raise Cancelled
+
     try:
-        with device_lock(part):
-            return JobWorker(store, agent_sha256, job, part, attempt).work()
+        with device_lock(part, check_wanted):
+            return JobWorker(store, agent_sha256, job, part, attempt, check_wanted).work()
+    except Cancelled:
+        return _without_measurements(store, agent_sha256, job, "interrupted", CANCELLED, attempt)
     except Refused as e:
         return _without_measurements(store, agent_sha256, job, "failed", "{}: {}".format(e.code, e), attempt)
     except Exception:  # noqa: BLE001 - mapping edge: the host must learn of a defect here instead of waiting for ever
@@ -135,8 +152,9 @@ def _without_measurements(store: Store, agent_sha256: str, job: wire.Job, status
 
 
 @contextlib.contextmanager
-def device_lock(part: PartWriter) -> Iterator[None]:
-    """One timed job on this machine at a time, over all roots and users; says so while it waits."""
+def device_lock(part: PartWriter, check_wanted: Callable[[], None]) -> Iterator[None]:
+    """One timed job on this machine at a time, over all roots and users; says so while it waits. ``check_wanted`` is called
+    meanwhile and may raise."""
     said = False
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
@@ -150,6 +168,7 @@ def device_lock(part: PartWriter) -> Iterator[None]:
             if not said:
                 part.progress("waiting", 0, 1, "", "another job is being measured on this device")
                 said = True
+            check_wanted()
             time.sleep(0.2)
         yield
     finally:

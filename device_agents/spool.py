@@ -1,15 +1,14 @@
-"""Jobs in, results out, exactly once: ``submit follow ack waiting`` and the files behind them.
+"""Jobs in, results out, exactly once: ``submit follow ack cancel waiting`` and the files behind them.
 
 A run is ``queue/ID.json`` until its result is on the disk, ``spool/ID.part`` while it runs, ``spool/ID.run`` until the host
 says that it has it, and ``spool/ID.acked`` ever after, so that nothing is measured or brought home twice.
+``queue/ID.cancel`` asks whoever serves the run to end it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -18,8 +17,9 @@ from device_agents import wire
 from device_agents.clock import utc_now
 from device_agents.console import Console
 from device_agents.errors import Refused, refuse_os_error
-from device_agents.store import Store, sync_folder
-from device_agents.supervise import agent_argv
+from device_agents.root import open_with_mode, sync_folder
+from device_agents.servers import ensure_server
+from device_agents.store import Store
 
 POLL_S = 0.1
 RESTART_AFTER_S = 1.0
@@ -35,7 +35,8 @@ class PartWriter:
     def __init__(self, store: Store, run_id: str) -> None:
         path = store.spool_path(run_id, "part")
         try:
-            self._fd = os.open(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = open_with_mode(path, flags, store.file_mode)
             size = os.fstat(self._fd).st_size
             if size and os.pread(self._fd, 1, size - 1) != b"\n":
                 os.write(self._fd, b"\n")  # its writer was killed in the middle of a line
@@ -73,40 +74,45 @@ def submit(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any]:
     store.create()
     known = _state(store, job.run_id) is not None
     if not known:
+        check_quota(store)
+        name_current_agent(store, agent_sha256)
         store.write(store.queue_path(job.run_id), wire.dumps(job))
     if _state(store, job.run_id) in ("queued", "running"):
         ensure_server(store, agent_sha256)
     return {"run_id": job.run_id, "queued": not known}
 
 
-def ensure_server(store: Store, agent_sha256: str) -> bool:
-    """Start a detached server unless one holds the lock; whether one was started.
-
-    The server inherits the lock, so there is no moment at which a second one could be started beside it: on a slow board it
-    would compile itself while the first one measures.
-    """
-    lock = store.try_lock_server()
-    if lock is None:
-        return False
-    try:
-        log = os.open(str(store.log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        try:
-            subprocess.Popen(
-                agent_argv(sys.executable, agent_sha256, store, "serve", "--once", "--lock", str(lock)),
-                pass_fds=(lock,),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
+def check_quota(store: Store) -> None:
+    """Raises ``no-space`` where the daemon's quota is used up by what no garbage collection may touch."""
+    state = read_daemon(store)
+    if state is not None and state.quota_mb is not None and store.has_daemon():
+        used = store.used_bytes() // 10**6
+        if used > state.quota_mb:
+            raise Refused(
+                "no-space",
+                "{:,} MB of the daemon's quota of {:,} MB are in use, {:,} results wait to be brought home".format(
+                    used, state.quota_mb, len(store.spooled())
+                ),
+                "edgevit collect; then edgevit target daemon install … --quota-mb",
             )
-        finally:
-            os.close(log)
-    except OSError as e:
-        raise refuse_os_error(e, "starting the server") from e
-    finally:
-        os.close(lock)  # the server's copy still holds it
-    return True
+
+
+def name_current_agent(store: Store, agent_sha256: str) -> None:
+    """A daemon that was installed by an older host starts this agent for what this agent queues."""
+    known = store.read(store.current_agent_path, 1000)
+    if known is None or known.decode("ascii", "replace").strip() != agent_sha256:
+        store.write(store.current_agent_path, agent_sha256.encode("ascii") + b"\n")
+
+
+def read_daemon(store: Store) -> Optional[wire.DaemonState]:
+    """What the daemon of this root wrote when it started last; None where there never was one, or where it is unreadable."""
+    data = store.read(store.daemon_path, wire.MAX_JOB_BYTES)
+    if data is None:
+        return None
+    try:
+        return wire.loads(wire.DaemonState, data, "daemon.json", wire.MAX_JOB_BYTES)
+    except wire.WireError:
+        return None  # of another version: the next start of a daemon writes it anew
 
 
 def _state(store: Store, run_id: str) -> Optional[str]:
@@ -203,6 +209,22 @@ def acknowledge(store: Store, run_id: str) -> Dict[str, Any]:
     store.write(store.spool_path(run_id, "acked"), json.dumps({"acknowledged_at": utc_now()}).encode("utf-8"))
     store.remove(store.spool_path(run_id, "run"))
     return {"acknowledged": True}
+
+
+def cancel(store: Store, agent_sha256: str, run_id: str) -> Dict[str, Any]:
+    """Ask for the end of a run that is queued or running; it comes home as interrupted. False where it is done already."""
+    state = _state(store, run_id)
+    if state is None:
+        raise Refused("no-such-run", "this device knows no run {}".format(run_id), "edgevit collect")
+    if state in ("done", "acked"):
+        return {"cancelled": False, "state": state}
+    store.write(store.cancel_path(run_id), b"")
+    ensure_server(store, agent_sha256)
+    return {"cancelled": True, "state": state}
+
+
+def is_cancelled(store: Store, run_id: str) -> bool:
+    return _exists(store.cancel_path(run_id))
 
 
 def waiting(store: Store) -> Dict[str, Any]:

@@ -14,40 +14,38 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from device_agents import wire
+from device_agents.boards.files import read_text
 from device_agents.errors import Refused, printable
+from device_agents.servers import agent_argv
 from device_agents.store import Store
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 STDERR_TAIL_BYTES = 8 * 1024
 PROVE_TIMEOUT_S = 120.0
+LOOK_EVERY_S = 0.25
+GONE_AFTER_S = 2.0
 
 Message = Dict[str, Any]
-
-
-def launcher_text() -> str:
-    """The text that starts this agent, which travels inside it."""
-    loader: Any = globals()["__loader__"]
-    folder = os.path.dirname(os.path.abspath(__file__))
-    return str(loader.get_data(os.path.join(folder, "launcher.txt")).decode("utf-8"))
-
-
-def agent_argv(python: str, agent_sha256: str, store: Store, *command: str) -> List[str]:
-    """How to start this same agent once more."""
-    return [python, "-c", launcher_text(), agent_sha256, str(store.root), *command]
 
 
 def runtime_python(store: Store) -> str:
     """The interpreter that has the runtimes: the provisioned environment's, else the one running now."""
     python = store.venv_folder / "bin" / "python"
-    return str(python) if python.exists() and not store.venv_unfinished_path.exists() else sys.executable
+    return str(python) if python.exists() else sys.executable
 
 
 def run_worker(
-    argv: List[str], request: Any, timeout_s: float, on_message: Callable[[Message], None], payload: bytes = b""
+    argv: List[str],
+    request: Any,
+    timeout_s: float,
+    on_message: Callable[[Message], None],
+    payload: bytes = b"",
+    memory_limit_mb: Optional[float] = None,
 ) -> Dict[str, Any]:
     """Run one worker to its end and return its result. ``on_message`` gets every other line, and ``{}`` about twice a second.
 
-    Raises what the worker refused, ``worker-timeout``, ``worker-died`` naming the signal, or ``worker-failed``.
+    Raises what the worker refused, ``worker-timeout``, ``worker-died`` naming the signal, ``worker-memory`` where it held more
+    than ``memory_limit_mb`` (10⁶ bytes resident, looked at four times a second), or ``worker-failed``.
     """
     try:
         process = subprocess.Popen(
@@ -56,31 +54,46 @@ def run_worker(
     except OSError as e:
         raise Refused("worker-failed", "{} cannot be started: {}".format(argv[0], e)) from e
     try:
-        return _Conversation(process, wire.dumps(request) + payload, timeout_s, on_message).hold()
+        with _Conversation(process, wire.dumps(request) + payload, timeout_s, on_message, memory_limit_mb) as conversation:
+            return conversation.hold()
     finally:
         _end(process)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """Kill the worker and whatever it started; closing its streams ends the threads that read them."""
-    if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except OSError:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # also where the worker itself is gone: what it started may not be
+    except OSError:
+        if process.poll() is None:
             process.kill()
     process.wait()
+
+
+def resident_mb(pid: int) -> Optional[float]:
+    """What a process holds in memory now, in MB (10⁶ bytes); None where it is gone."""
+    text = read_text(Path("/proc", str(pid), "statm"))
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if text else None
 
 
 class _Conversation:
     """Drains both streams in threads, so a worker that floods one of them never blocks on the other."""
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", data: bytes, timeout_s: float, on_message: Callable[[Message], None]
+        self,
+        process: "subprocess.Popen[bytes]",
+        data: bytes,
+        timeout_s: float,
+        on_message: Callable[[Message], None],
+        memory_limit_mb: Optional[float],
     ):
         self._process = process
         self._deadline = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         self._on_message = on_message
+        self._memory_limit_mb = memory_limit_mb
+        self._over = False
+        self._silent_since = 0.0
         self._lines: "queue.Queue[Optional[bytes]]" = queue.Queue(1000)
         self._errors = b""
         self._threads = [
@@ -108,15 +121,47 @@ class _Conversation:
             return dict(last["value"])
         raise self._died()
 
+    def __enter__(self) -> "_Conversation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+
     def _next_line(self) -> Optional[bytes]:
+        heard = time.monotonic()
         while True:
-            left = self._deadline - time.monotonic()
-            if left <= 0:
+            now = time.monotonic()
+            if now >= self._deadline:
                 raise Refused("worker-timeout", "no result after {:.1f} s{}".format(self._timeout_s, self._tail()))
+            self._check_memory()
             try:
-                return self._lines.get(timeout=min(left, 0.5))
+                return self._lines.get(timeout=min(self._deadline - now, LOOK_EVERY_S))
             except queue.Empty:
-                self._on_message({})
+                if now - heard >= 0.5:
+                    heard = now
+                    self._on_message({})
+                if self._is_gone():
+                    return None
+
+    def _check_memory(self) -> None:
+        if self._memory_limit_mb is None:
+            return
+        held = resident_mb(self._process.pid)
+        if held is not None and held > self._memory_limit_mb:
+            raise Refused(
+                "worker-memory",
+                "the worker held {:,.0f} MB resident, at most {:,.0f} MB are allowed; it was ended".format(
+                    held, self._memory_limit_mb
+                ),
+                "edgevit bench --memory-limit MB, or a smaller model",
+            )
+
+    def _is_gone(self) -> bool:
+        """Whether the worker ended a while ago and its output is still open: something that it started holds it."""
+        if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return False
+        self._silent_since = self._silent_since or time.monotonic()
+        return time.monotonic() - self._silent_since >= GONE_AFTER_S
 
     def _parse(self, line: bytes) -> Message:
         try:
@@ -162,10 +207,19 @@ class _Conversation:
                 line = stdout.readline(MAX_LINE_BYTES)
                 if not line:
                     break
-                self._lines.put(line.rstrip(b"\n") if line.endswith(b"\n") else b"a line over the limit")
+                self._put(line.rstrip(b"\n") if line.endswith(b"\n") else b"a line over the limit")
         except (OSError, ValueError):
             pass
-        self._lines.put(None)
+        self._put(None)
+
+    def _put(self, line: Optional[bytes]) -> None:
+        """Into the queue, or nowhere once nobody reads it any more: a worker that floods must leave no thread behind."""
+        while not self._over:
+            try:
+                self._lines.put(line, timeout=1.0)
+                return
+            except queue.Full:
+                continue
 
     def _read_errors(self) -> None:
         stderr: Any = self._process.stderr

@@ -17,12 +17,15 @@ import typing
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Type, TypeVar, Union
 
+from device_agents.limits import MAX_JOB_BYTES as MAX_JOB_BYTES
+from device_agents.limits import NAME_PATTERN as NAME_PATTERN
+from device_agents.limits import SHA256_PATTERN as SHA256_PATTERN
+
 AGENT_VERSION = 1
 """Raised whenever an older agent could misread what this one accepts; a manifest names the lowest it needs."""
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_SIGNATURE_BYTES = 64 * 1024
-MAX_JOB_BYTES = 1024 * 1024
 MAX_RUN_BYTES = 64 * 1024 * 1024
 MAX_BLOB_BYTES = 4 * 1024 * 1024 * 1024
 MAX_DEPTH = 32
@@ -71,10 +74,6 @@ def items(max_items: int, min_items: int = 0, pattern: str = "", max_len: int = 
         default=default,
         metadata={"max_items": max_items, "min_items": min_items, "pattern": pattern, "max_len": max_len},
     )
-
-
-SHA256_PATTERN = r"[0-9a-f]{64}"
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 
 def sha256_field() -> Any:
@@ -627,9 +626,52 @@ class InstalledBundle:
     version: int = number(1, 2**62)
 
 
+WHEEL_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.]*-[A-Za-z0-9_.!+]+(-[0-9][A-Za-z0-9_.]*)?(-[A-Za-z0-9_.]+){3}\.whl"
+"""A wheel's file name (PEP 427). No separator of paths can stand in it, and pip trusts what it says."""
+
+
+@record
+class Wheel:
+    """One wheel: its true file name, which pip needs, and its bytes."""
+
+    name: str = text(WHEEL_PATTERN, 255)
+    sha256: str = sha256_field()
+    size: int = number(1, MAX_BLOB_BYTES)
+
+
+@record
+class Environment:
+    """The Python environment that provisioning made: the requirements it was resolved for, and what was installed into it.
+
+    ``system_site``: it sees the system's packages. ``python``: the version of the interpreter that made it."""
+
+    requirements: Tuple[str, ...] = items(100, max_len=400)
+    system_site: bool
+    python: str = text(max_len=60)
+    wheels: Tuple[Wheel, ...] = items(500)
+
+
+@record
+class EnvironmentRequest:
+    """What ``provision`` shall make of wheels that the host resolved for this device; one of them is pip's own.
+
+    ``unpacked_bytes``: what they take once installed. ``keep``: ``runtime/provider`` pairs that the system has and that must
+    pass an inference in the new environment too. ``fresh``: make it anew though it is there."""
+
+    requirements: Tuple[str, ...] = items(100, max_len=400)
+    system_site: bool
+    wheels: Tuple[Wheel, ...] = items(500)
+    unpacked_bytes: int = number(0, 10**12)
+    keep: Tuple[str, ...] = items(20, pattern=r"[a-z-]{1,40}/[A-Za-z0-9_]{1,80}", max_len=130, default=())
+    fresh: bool = False
+
+
 @record
 class Facts:
-    """What one box has today. Whatever could not be read is None and ``absent`` holds the reason under its name."""
+    """What one box has today. Whatever could not be read is None and ``absent`` holds the reason under its name.
+
+    ``soabi`` names what extension modules its Python loads (``cpython-311-arm-linux-gnueabihf``): a 64-bit kernel may well run
+    a 32-bit Python, and ``machine`` is the kernel's."""
 
     schema: str = text(choices=(FACTS_SCHEMA,))
     agent_version: int = number(1, 10**6)
@@ -659,6 +701,8 @@ class Facts:
     active: Optional[Active]
     waiting_runs: Tuple[str, ...] = items(100_000, pattern=NAME_PATTERN, max_len=120)
     absent: Dict[str, str] = items(200)
+    soabi: Optional[str] = text(max_len=120, default=None)
+    environment: Optional[Environment] = None
 
 
 @record

@@ -7,6 +7,7 @@ worker ends at once instead of heating the board for nobody.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -22,7 +23,7 @@ from device_agents.errors import Refused, printable
 from device_agents.pixels import batches, load_images, parse_npy, prepare
 from device_agents.store import Store
 
-KINDS = ("prove", "golden", "series", "accuracy", "predict")
+KINDS = ("prove", "golden", "series", "accuracy", "predict", "profile")
 EXIT_SERVER_GONE = 70
 WINDOW_S = 1.0
 
@@ -54,6 +55,7 @@ def serve_request() -> int:
     """Read the request, do it, end. Exit status 0 after a ``result``, 10 after a ``refusal``."""
     out = os.dup(1)
     os.dup2(2, 1)
+    die_first()
 
     def say(message: Dict[str, Any]) -> None:
         data = memoryview(json.dumps(message, separators=(",", ":"), allow_nan=False).encode("utf-8") + b"\n")
@@ -199,6 +201,12 @@ def _load_and_check(request: WorkRequest) -> _Checked:
     return _Checked(loaded, x, first_ns, result)
 
 
+def die_first() -> None:
+    """Where memory runs out the kernel ends this process rather than the board's services (proc(5), ``oom_score_adj``)."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
+        f.write("1000")
+
+
 def keep_to(cpus: Tuple[int, ...]) -> None:
     """Run this process, and every thread it will start, on ``cpus`` alone; on all it may use where none is named.
 
@@ -230,13 +238,14 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
     started_at = utc_now()
     checked = _load_and_check(request)
     loaded, x = checked.loaded, checked.x
-    label = "series {}".format(request.process + 1)
+    began = time.monotonic()
 
     def alive(calls: int) -> None:
-        say({"type": "progress", "stage": "series", "done": calls, "total": plan.min_samples, "unit": "samples", "text": label})
+        say({"type": "progress", "done": calls, "seconds": time.monotonic() - began})
 
     warm = measure.warm_up(loaded.run, x, plan, alive)
     say({"type": "timing-begins"})
+    began = time.monotonic()
     begin = measure.read_moment()
     timed = measure.time_calls(
         loaded.run,
@@ -280,6 +289,35 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
 
 def _minus(a: Optional[float], b: Optional[float]) -> Optional[float]:
     return None if a is None or b is None else a - b
+
+
+def _profile(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
+    """One :class:`~device_agents.wire.OperatorProfile`. Raises ``no-profiler`` where the runtime offers none."""
+    from device_agents.runtimes import load_backend
+
+    plan, variant, artifact = _need(request.plan), _need(request.variant), _need(request.artifact)
+    keep_to(plan.affinity)
+    backend = load_backend(variant.runtime)
+    profiled = getattr(backend, "profile", None)
+    if profiled is None:
+        raise Refused(
+            "no-profiler", "{} {} offers no profiler of operators from Python".format(variant.runtime, backend.version())
+        )
+    store = Store(Path(request.root))
+    x = _first_input(request, store)
+    with store.scratch() as folder:
+        found = profiled(store.read_blob(artifact.blob), variant.provider, variant.threads, artifact, x, folder)
+    return dict(wire.encode(found))
+
+
+def _first_input(request: WorkRequest, store: Store) -> Any:
+    """The input that a series times: the first golden images."""
+    import numpy as np
+
+    artifact, golden, preprocessing = _need(request.artifact), _need(request.golden), _need(request.preprocessing)
+    images = load_images(store, golden.blob, golden.count, preprocessing, "the golden images")
+    index = next(iter(batches(golden.count, artifact.batch)))[0]
+    return prepare(np.asarray(images[index]), preprocessing, artifact.input)
 
 
 def _outputs(request: WorkRequest, images: Any, say: Say, stage: str) -> Any:
@@ -363,4 +401,5 @@ _TASKS: Dict[str, Callable[[WorkRequest, Say, bytes], Dict[str, Any]]] = {
     "series": _series,
     "accuracy": _accuracy,
     "predict": _predict,
+    "profile": _profile,
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Iterator, List, Tuple
+import json
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
 
 from device_agents import wire
-from device_agents.errors import Refused
+from device_agents.errors import Refused, printable
 from device_agents.runtimes import Session, refuse_load
 
 # Relu over (1, 4) float32, "x" → "y", IR 7 and opset 13, made once with onnx 1.23.2:
@@ -29,6 +32,9 @@ TOO_OLD = (
     (r"(\S+)\(-?\d+\) is not a registered function", "the file needs the operator {0}, {runtime} does not know it"),
 )
 """What onnxruntime 1.19 to 1.31 say of a file that is too new for them, and the same with what it needs and what there is."""
+
+PROFILE_WARMUP, PROFILE_RUNS, PROFILE_SECONDS = 3, 50, 10.0
+MAX_OPERATORS = 1000
 
 COMPANIONS = {
     "TensorrtExecutionProvider": ["CUDAExecutionProvider", "CPUExecutionProvider"],
@@ -81,7 +87,23 @@ class OnnxBackend:
         wanted, fed = [artifact.output.name], artifact.input.name
         return Session(session.get_providers()[0], lambda x: session.run(wanted, {fed: x})[0])
 
-    def _open(self, model: bytes, provider: str, threads: int, alone: bool = False) -> Any:
+    def profile(
+        self, model: bytes, provider: str, threads: int, artifact: wire.Artifact, x: Any, folder: Path
+    ) -> wire.OperatorProfile:
+        """Times of each operator by ONNX Runtime's own profiler, in whole µs a call; its file lies in ``folder`` meanwhile.
+
+        Raises as :meth:`load`.
+        """
+        session = self._open(model, provider, threads, profile_prefix=str(folder / "profile"))
+        start, runs = time.monotonic(), 0
+        while runs < PROFILE_WARMUP + PROFILE_RUNS and (runs <= PROFILE_WARMUP or time.monotonic() - start < PROFILE_SECONDS):
+            session.run([artifact.output.name], {artifact.input.name: x})
+            runs += 1
+        with open(session.end_profiling(), "rb") as f:
+            events = json.load(f)
+        return parse_profile(events, "ONNX Runtime {}".format(self.version()), PROFILE_WARMUP)
+
+    def _open(self, model: bytes, provider: str, threads: int, alone: bool = False, profile_prefix: str = "") -> Any:
         if provider not in self.providers():
             raise Refused(
                 "provider-missing",
@@ -92,6 +114,9 @@ class OnnxBackend:
         options.inter_op_num_threads = 1
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
+        if profile_prefix:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
         companions = [] if alone else COMPANIONS.get(provider, [])
         if alone and provider != "CPUExecutionProvider":
             # Else a provider that takes no operator "works": everything runs on the CPU behind its name.
@@ -106,6 +131,40 @@ class OnnxBackend:
                 "provider-mismatch", "asked for {}, onnxruntime gave {}".format(provider, ", ".join(session.get_providers()))
             )
         return session
+
+
+def parse_profile(events: Any, profiler: str, warmup: int) -> wire.OperatorProfile:
+    """ONNX Runtime's profile (trace events; times in µs) → operators by falling time, the first ``warmup`` runs left out.
+
+    Raises ``worker-failed`` where it holds no run of the model.
+    """
+    found = [e for e in events if isinstance(e, dict)] if isinstance(events, list) else []
+    runs = sorted(int(e["ts"]) for e in found if e.get("cat") == "Session" and e.get("name") == "model_run")
+    if len(runs) <= warmup:
+        raise Refused(
+            "worker-failed", "{}: its profile holds {} runs, more than {} were made".format(profiler, len(runs), warmup)
+        )
+    totals: Dict[Tuple[str, str, str], List[int]] = {}
+    for event in found:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time") and int(event["ts"]) >= runs[warmup]:
+            told = event.get("args") or {}
+            key = (name[: -len("_kernel_time")], str(told.get("op_name", "")), str(told.get("provider", "")))
+            total = totals.setdefault(key, [0, 0])
+            total[0] += 1
+            total[1] += int(event["dur"]) * 1000
+    ordered = sorted(totals.items(), key=lambda item: (-item[1][1], item[0]))
+    kept, rest = ordered[:MAX_OPERATORS], ordered[MAX_OPERATORS:]
+    return wire.OperatorProfile(
+        profiler=printable(profiler)[:200],
+        inferences=len(runs) - warmup,
+        operators=tuple(
+            wire.OperatorTime(printable(name)[:400], printable(kind)[:200], printable(provider)[:120], calls, ns)
+            for (name, kind, provider), (calls, ns) in kept
+        ),
+        left_out=len(rest),
+        left_out_ns=sum(total[1] for _, total in rest),
+    )
 
 
 # Field numbers of onnx.proto3 along which a TensorProto can lie: message → field → message.

@@ -37,12 +37,15 @@ HINTS = {
     "worker-timeout": "edgevit bench BUNDLE {name} --plan quick",
     "worker-died": "look at memory and kernel log: ssh to {name}, then dmesg | tail",
     "worker-memory": "edgevit bench BUNDLE {name} --memory-limit MB, or a smaller model",
+    "no-profiler": "edgevit bench BUNDLE {name} --profile-ops with an ONNX artifact: ONNX Runtime has a profiler",
     "worker-failed": "edgevit target probe {name}",
     "busy": "wait for the other deployment or measurement to end, then try again",
     "interrupted": "try again: what arrived is kept",
     "no-previous": "edgevit deploy BUNDLE {name}",
     "no-active": "edgevit deploy BUNDLE {name}",
     "bad-request": "edgevit target probe {name}",
+    "no-daemon": "edgevit target daemon logs {name}",
+    "needs-root": "type them there (ssh to {name}), then try again",
 }
 
 
