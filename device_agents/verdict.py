@@ -22,7 +22,7 @@ of waiting is the sharper of the two, and the only one that sees a load that the
 
 Warnings follow pyperf's checks (standard deviation ≥ 10 % of the mean; minimum or maximum ≥ 50 % away from the mean; median
 below 1 ms) and add: timed for a shorter time than the plan wanted; load by others above 0.1 core, or waiting above 2 %; a
-frequency governor other than ``performance``; a board that did not cool as far as the plan wanted.
+frequency governor other than ``performance``; a board that did not cool as far as the plan wanted; a sensor that went away.
 """
 
 from __future__ import annotations
@@ -164,7 +164,21 @@ def _doubtful(measured: Sequence[wire.Series], plan: wire.RunPlan) -> List[str]:
     heat = sorted({name for s in measured for name in _limits(s) if name in HEAT})
     if plan.sustained and heat:
         found.append("heat limited the board: {}; cool it, then: edgevit bench --plan sustained".format(", ".join(heat)))
+    found += _vanished(measured)
     return found + _uncooled([s.cooling for s in measured if s.cooling is not None])
+
+
+def _vanished(measured: Sequence[wire.Series]) -> List[str]:
+    """Sensors that a full reading had and a later one of the same series has not."""
+    gone = set()
+    for series in measured:
+        full = [reading for reading in series.readings if reading.full]
+        for name in ("temperature_c", "frequency_mhz", "throttle", "power_mw", "gpu_load"):
+            told = [getattr(reading, name) is not None for reading in full]
+            if True in told and False in told[told.index(True) :]:
+                gone.add(name.rsplit("_", 1)[0] if name != "gpu_load" else "GPU load")
+    text = "{} stopped being readable while timed, so what they would have told is missing; edgevit target probe"
+    return [text.format(", ".join(sorted(gone)))] if gone else []
 
 
 def _uncooled(cooled: Sequence[wire.Cooling]) -> List[str]:

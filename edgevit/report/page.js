@@ -83,7 +83,7 @@
   }
 
   function conditions(holder, readings, width) {
-    for (const [field, label] of [["t", "temperature (°C)"], ["f", "CPU frequency (MHz)"]]) {
+    for (const [field, label] of [["t", "temperature (°C)"], ["f", "CPU frequency (MHz)"], ["g", "GPU clock (MHz)"], ["p", "power (W)"]]) {
       const known = readings.filter((r) => r[field] !== null);
       if (!known.length) continue;
       const values = known.map((r) => r[field]);
