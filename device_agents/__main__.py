@@ -112,6 +112,45 @@ def _ack(start: Start, store: Any, console: Any) -> Any:
     return acknowledge(store, _run_id(start))
 
 
+def _cancel(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.spool import cancel
+
+    return cancel(store, start.agent_sha256, _run_id(start))
+
+
+def _daemon_install(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.service import install_daemon
+
+    return install_daemon(store, console, start.agent_sha256)
+
+
+def _daemon_describe(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.service import describe_daemon
+
+    describe_daemon(store, start.agent_sha256, start.arguments)
+
+
+def _daemon_status(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.service import daemon_status
+
+    return daemon_status(store)
+
+
+def _daemon_logs(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.errors import Refused
+    from device_agents.service import read_log
+
+    if len(start.arguments) != 1 or not start.arguments[0].isdigit():
+        raise Refused("bad-request", "daemon-logs: expected the number of lines")
+    return read_log(store, min(int(start.arguments[0]), 10_000))
+
+
+def _daemon_remove(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.service import remove_daemon
+
+    return {"removed": remove_daemon(store)}
+
+
 def _run_id(start: Start) -> str:
     from device_agents.errors import Refused
 
@@ -160,6 +199,12 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
     "serve": _serve,
     "follow": _follow,
     "ack": _ack,
+    "cancel": _cancel,
+    "daemon-describe": _daemon_describe,
+    "daemon-install": _daemon_install,
+    "daemon-status": _daemon_status,
+    "daemon-logs": _daemon_logs,
+    "daemon-remove": _daemon_remove,
     "waiting": _waiting,
     "predict": _predict,
     "provision": _provision,
@@ -177,6 +222,11 @@ def main(argv: List[str]) -> int:
         from device_agents.worker import serve_request
 
         return int(serve_request())
+    if argv[2] == "daemon":
+        from device_agents.daemon import forget_launcher, run_daemon
+
+        forget_launcher(argv)
+        return run_daemon(start.root, start.agent_sha256, start.arguments)
     from device_agents.console import Console, HostGone
     from device_agents.errors import Refused
     from device_agents.store import Store

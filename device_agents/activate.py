@@ -14,9 +14,10 @@ from device_agents.clock import utc_now
 from device_agents.console import Console
 from device_agents.errors import Refused
 from device_agents.install import artifact_of, locked_blobs, verify_installed
+from device_agents.servers import agent_argv
 from device_agents.sshsig import parse_signer_line
 from device_agents.store import Store
-from device_agents.supervise import agent_argv, run_worker, runtime_python
+from device_agents.supervise import run_worker, runtime_python
 from device_agents.verify import check_version, parse_manifest
 
 MAX_SIGNERS = 10_000

@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from device_agents import wire
 from device_agents.console import CHUNK, Console, HostGone
 from device_agents.errors import Refused, refuse_os_error
+from device_agents.root import open_with_mode
 from device_agents.sshsig import SshKeygenChecker
 from device_agents.store import Store
 from device_agents.verify import VerifiedManifest, check_version, verify_manifest
@@ -78,25 +79,12 @@ def install(store: Store, console: Console) -> Dict[str, Any]:
     check_version(verified.manifest, state.active if state else None, allow_older)
     with locked_blobs(store, console):
         store.clean_temporaries()
-        with console.heartbeat():
-            needed = _find_needed(store, verified.manifest.blobs())
-        _check_space(store, needed)
-        console.emit(
-            {
-                "type": "need",
-                "blobs": [{"sha256": blob.sha256, "offset": offset} for blob, offset in needed],
-                "free_bytes": store.free_bytes(),
-            }
-        )
-        received = 0
-        for blob, offset in needed:
-            received += _Receiver(store, console, blob, offset).receive()
-            console.emit({"type": "stored", "sha256": blob.sha256})
+        received, complete = take_in(store, console, verified.manifest.blobs(), "the bundle")
         fresh = not _is_installed(store, verified)
         if fresh:
             with console.heartbeat():
                 store.commit_bundle(verified.digest, manifest_bytes, signature)
-    return {"bundle": verified.digest, "installed": bool(fresh or needed), "received_bytes": received}
+    return {"bundle": verified.digest, "installed": fresh or not complete, "received_bytes": received}
 
 
 def _parse_request(line: bytes) -> Tuple[bytes, bytes, bool]:
@@ -134,6 +122,28 @@ def locked_blobs(store: Store, console: Console) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def take_in(store: Store, console: Console, blobs: Tuple[wire.Blob, ...], what: str, beyond_bytes: int = 0) -> Tuple[int, bool]:
+    """Say which bytes of ``blobs`` are lacking and receive them: (bytes received, whether nothing was lacking).
+
+    Under the lock of :func:`locked_blobs`. ``beyond_bytes`` must be free as well, where anything is received at all.
+    """
+    with console.heartbeat():
+        needed = _find_needed(store, blobs)
+    _check_space(store, needed, what, beyond_bytes)
+    console.emit(
+        {
+            "type": "need",
+            "blobs": [{"sha256": blob.sha256, "offset": offset} for blob, offset in needed],
+            "free_bytes": store.free_bytes(),
+        }
+    )
+    received = 0
+    for blob, offset in needed:
+        received += _Receiver(store, console, blob, offset).receive()
+        console.emit({"type": "stored", "sha256": blob.sha256})
+    return received, not needed
 
 
 def _find_needed(store: Store, blobs: Tuple[wire.Blob, ...]) -> List[Tuple[wire.Blob, int]]:
@@ -176,13 +186,13 @@ def _discard(path: Path) -> None:
         raise refuse_os_error(e, "removing {}".format(path)) from e
 
 
-def _check_space(store: Store, needed: List[Tuple[wire.Blob, int]]) -> None:
-    wanted = sum(blob.size - offset for blob, offset in needed)
+def _check_space(store: Store, needed: List[Tuple[wire.Blob, int]], what: str, beyond_bytes: int) -> None:
+    wanted = sum(blob.size - offset for blob, offset in needed) + beyond_bytes
     free = store.free_bytes()
     if wanted and wanted + SPARE_BYTES > free:
         raise Refused(
             "no-space",
-            "the bundle needs {:,} bytes and {:,} to spare, {:,} are free in {}".format(wanted, SPARE_BYTES, free, store.root),
+            "{} needs {:,} bytes and {:,} to spare, {:,} are free in {}".format(what, wanted, SPARE_BYTES, free, store.root),
             "free some space on the device, or remove old bundles with its agent's gc",
         )
 
@@ -206,7 +216,8 @@ class _Receiver:
         """Bytes received. Raises ``interrupted`` (the part stays), ``digest-mismatch`` (the part goes), ``no-space``."""
         part = self._store.part_path(self._blob.sha256)
         try:
-            fd = os.open(str(part), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = open_with_mode(part, flags, self._store.file_mode)
         except OSError as e:
             raise refuse_os_error(e, "opening {}".format(part)) from e
         try:

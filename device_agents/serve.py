@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import os
 import socket
 import sys
@@ -28,6 +29,7 @@ from device_agents.supervise import root_of_boards
 
 DEVICE_LOCK = b"\0edgevit-device-lock"
 MAX_ATTEMPTS = 3
+HUNG_AFTER_S = 600.0
 CANCELLED = "cancelled on request"
 
 
@@ -124,7 +126,12 @@ def _attempt(store: Store, agent_sha256: str, job: wire.Job, part: PartWriter, a
 
     try:
         with device_lock(part, check_wanted):
-            return JobWorker(store, agent_sha256, job, part, attempt, check_wanted).work()
+            # A server that hangs holds the whole device: it ends itself, saying where it stood; the next counts the attempt.
+            faulthandler.dump_traceback_later(job.timeout_seconds + HUNG_AFTER_S, exit=True)
+            try:
+                return JobWorker(store, agent_sha256, job, part, attempt, check_wanted).work()
+            finally:
+                faulthandler.cancel_dump_traceback_later()
     except Cancelled:
         return _without_measurements(store, agent_sha256, job, "interrupted", CANCELLED, attempt)
     except Refused as e:

@@ -53,9 +53,10 @@ if sys.version_info < (3, 8):
     sys.exit(98)
 import hashlib, os
 sha, size, root = sys.argv[1], int(sys.argv[2]), os.path.abspath(os.path.expanduser(sys.argv[3]))
-os.umask(0o077)
+shared = os.path.isdir(root) and os.stat(root).st_mode & 0o2070 == 0o2070
+os.umask(0o007 if shared else 0o077)
 folder = os.path.join(root, "agent")
-os.makedirs(folder, 0o700, exist_ok=True)
+os.makedirs(folder, 0o770, exist_ok=True)
 data = b""
 while len(data) <= size:
     chunk = sys.stdin.buffer.read(size + 1 - len(data))
@@ -67,7 +68,7 @@ if len(data) != size or hashlib.sha256(data).hexdigest() != sha:
     sys.exit(96)
 part = os.path.join(folder, sha + "." + str(os.getpid()) + ".part")
 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-with os.fdopen(os.open(part, flags, 0o600), "wb") as f:
+with os.fdopen(os.open(part, flags, 0o660), "wb") as f:
     f.write(data)
     f.flush()
     os.fsync(f.fileno())

@@ -11,7 +11,7 @@ import getpass
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
@@ -20,34 +20,6 @@ from device_agents import wire
 from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable, UsageError
 from edgevit.fleet.agent import Agent
 from edgevit.progress import Progress
-
-PLANS: dict[str, wire.RunPlan] = {
-    plan.name: plan
-    for plan in (
-        # 64 samples are the least an early-stopping p90 estimate exists for (MLPerf LoadGen, confidence 0.99, tolerance 0).
-        wire.RunPlan(
-            name="quick",
-            processes=1,
-            warmup_iterations=5,
-            warmup_seconds=0.3,
-            min_samples=64,
-            min_seconds=1.0,
-            max_seconds=8.0,
-            accuracy=True,
-        ),
-        # Three fresh processes, since latency differs from process to process; 3 × 221 ≥ 662 samples allow a p99.
-        wire.RunPlan(
-            name="standard",
-            processes=3,
-            warmup_iterations=10,
-            warmup_seconds=1.0,
-            min_samples=221,
-            min_seconds=3.0,
-            max_seconds=60.0,
-            accuracy=True,
-        ),
-    )
-}
 
 RECONNECTS = 8
 """How often a lost link is taken up again in one follow before it is reported; the result stays on the device."""
@@ -69,11 +41,19 @@ def new_id() -> str:
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:8]
 
 
-def make_job(target: str, batch_id: str, plan: wire.RunPlan, variants: Sequence[wire.Variant]) -> wire.Job:
+def make_job(
+    target: str,
+    batch_id: str,
+    plan: wire.RunPlan,
+    variants: Sequence[wire.Variant],
+    *,
+    memory_limit_mb: float | None = None,
+) -> wire.Job:
     """A job for one device. Its time limit follows from the plan: nothing hangs for good."""
     if not variants:
         raise UsageError(f"nothing to measure on {target}: no variant of the bundle runs there")
-    each = plan.max_seconds + plan.warmup_seconds
+    cooling = plan.cool_seconds if plan.cool_to_c is not None or plan.cool_within_c is not None else 0.0
+    each = 1.5 * plan.max_seconds + plan.warmup_seconds + cooling
     return wire.Job(
         schema=wire.JOB_SCHEMA,
         run_id=new_id(),
@@ -84,6 +64,7 @@ def make_job(target: str, batch_id: str, plan: wire.RunPlan, variants: Sequence[
         plan=plan,
         variants=tuple(variants),
         timeout_seconds=min(7 * 86_400.0, 300.0 + len(variants) * (600.0 + plan.processes * (each + 120.0))),
+        memory_limit_mb=memory_limit_mb,
     )
 
 
@@ -142,11 +123,14 @@ def _store_and_acknowledge(agent: Agent, run: wire.Run, store: RunStore) -> Meas
     return Measured(run=run, newly_stored=newly)
 
 
-def bring_home(agent: Agent, store: RunStore, progress: Progress, *, wait: bool) -> list[Measured]:
-    """Every result that waits on the device, oldest first; with ``wait`` those still being measured as well."""
+def bring_home(
+    agent: Agent, store: RunStore, progress: Progress, *, wait: bool, wait_for: Collection[str] = ()
+) -> list[Measured]:
+    """Every result that waits on the device, oldest first; with ``wait`` those still being measured as well, or those runs of
+    them that ``wait_for`` names."""
     home = []
     for entry in agent.waiting():
-        if entry.state == "done" or wait:
+        if entry.state == "done" or wait or entry.run_id in wait_for:
             try:
                 run = agent.follow(entry.run_id, progress)
             except DeviceRefused as error:
@@ -155,6 +139,14 @@ def bring_home(agent: Agent, store: RunStore, progress: Progress, *, wait: bool)
                 continue  # whoever submitted it brought it home since the device was asked
             home.append(_store_and_acknowledge(agent, run, store))
     return home
+
+
+def cancel_runs(agent: Agent, run_ids: Collection[str]) -> set[str]:
+    """Ask for the end of those of ``run_ids`` that this device knows; which they were."""
+    there = {run.run_id for run in agent.waiting()} & set(run_ids)
+    for run_id in sorted(there):
+        agent.cancel(run_id)
+    return there
 
 
 T = TypeVar("T")

@@ -136,6 +136,21 @@ class Sensor(_Sourced):
     unit: str
 
 
+class DaemonNeeds(_Sourced):
+    """What a daemon's user must reach to read this board's sensors."""
+
+    groups: tuple[str, ...] = Field(default=(), description="groups of the daemon's user, where the board has them")
+    devices: tuple[str, ...] = Field(default=(), description="device files, as shell patterns under /dev")
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not one.startswith("/dev/") or ".." in one or any(c.isspace() for c in one):
+                raise ValueError(f"got {one!r}, expected a file or pattern under /dev")
+        return value
+
+
 class Profile(_Model):
     """A kind of board. Lists are in order of preference."""
 
@@ -157,6 +172,7 @@ class Profile(_Model):
     refused: tuple[RefusedProvider, ...] = ()
     pays_off: tuple[PaysOff, ...] = ()
     sensors: tuple[Sensor, ...] = ()
+    daemon: DaemonNeeds | None = None
     notes: tuple[Fact[str], ...] = ()
 
     @field_validator("board_model")
@@ -224,6 +240,9 @@ class Profile(_Model):
         lines += [FactLine("refused", f"{r.provider}: needs {r.needs}", r.status, r.source) for r in self.refused]
         lines += [FactLine("pays off", f"{p.runtime}: {', '.join(p.schemes)}", p.status, p.source) for p in self.pays_off]
         lines += [FactLine("sensor", f"{s.name}: {s.read} ({s.unit})", s.status, s.source) for s in self.sensors]
+        if self.daemon:
+            needs = ", ".join([*(f"group {g}" for g in self.daemon.groups), *self.daemon.devices])
+            lines.append(FactLine("daemon needs", needs, self.daemon.status, self.daemon.source))
         return lines + [_line("note", n) for n in self.notes]
 
 

@@ -10,8 +10,9 @@ import click
 
 from edgevit.cli.connect import Session, each_target, open_session, select_targets
 from edgevit.cli.console import emit_json, has_terminal, json_option, out, say
+from edgevit.cli.daemon import daemon
 from edgevit.cli.model_options import FILE
-from edgevit.cli.progress_context import showing_progress
+from edgevit.cli.provision import provision, provision_targets, unprovision
 from edgevit.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ fingerprint_option = click.option(
 @click.group()
 def target() -> None:
     """The boxes edgevit ships to. `local`, the agent on this very machine, always exists."""
+
+
+target.add_command(daemon)
+target.add_command(provision)
+target.add_command(unprovision)
 
 
 @target.command()
@@ -78,7 +84,7 @@ def add(name: str, host: str, fingerprint: str | None, profile: str | None, prov
     if not provision:
         say(f"next:  edgevit target provision {name}")
         return 0
-    return _provision([name], None)
+    return provision_targets([name])
 
 
 @target.command("list")
@@ -136,53 +142,6 @@ def trust(targets: Sequence[str], fingerprint: str | None) -> None:
     for one in select_targets(targets):
         if one.name != "local":
             say(f"{one.name}: {pin(one, TerminalPrompts(), fingerprint, replace=True)}")
-
-
-@target.command()
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@click.option("--sign-key", type=FILE, help="Whose signatures the target shall accept; default: edgevit's own key.")
-def provision(targets: Sequence[str], sign_key: Path | None) -> int:
-    """Make a private Python environment on TARGETs with the runtimes that fit, and say who may sign for them."""
-    return _provision(targets, sign_key)
-
-
-def _provision(targets: Sequence[str], sign_key: Path | None) -> int:
-    from edgevit import signing
-    from edgevit.cli.build import signer
-    from edgevit.cli.key import principal
-    from edgevit.fleet.provision import provision_target
-
-    signer(sign_key)
-    line = signing.allowed_signers_line(principal(), signing.public_line(sign_key or signing.default_key_path()))
-    with showing_progress() as progress:
-
-        def work(session: Session) -> Facts:
-            facts = session.agent.probe()  # not only what is remembered: a vendor's runtime counts once it is proven
-            return provision_target(session.agent, session.target.name, session.profile(facts), facts, line, progress)
-
-        done, code = each_target(targets, work, sign_key=sign_key)
-    for name, facts in done:
-        runtimes = ", ".join(f"{r.runtime} {r.version}" for r in facts.runtimes)
-        click.echo(
-            f"{name}: {runtimes}; Python {facts.runtime_python}; {facts.signers} signer{'s' if facts.signers != 1 else ''}"
-        )
-    return code
-
-
-@target.command()
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def unprovision(targets: Sequence[str], yes: bool) -> int:
-    """Take everything edgevit put on TARGETs away: bundles, results that wait there, the Python environment."""
-    chosen = [t.name for t in select_targets(targets)]
-    if not yes:
-        if not has_terminal():
-            raise UsageError("this removes the agent's whole folder there; nobody can be asked", hint="… --yes")
-        click.confirm(f"Remove everything of edgevit from {', '.join(chosen)}?", abort=True, err=True)
-    done, code = each_target(chosen, lambda session: session.agent.unprovision())
-    for name, _ in done:
-        click.echo(f"{name}: nothing of edgevit is left there")
-    return code
 
 
 @target.command()

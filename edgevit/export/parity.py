@@ -34,7 +34,7 @@ class Gate:
 GATES = {
     "fp32": Gate(max_relative=1e-3, min_cosine=0.99999, mean_cosine=0.99999, min_agreement=1.0, margin=0.005),
     "fp16": Gate(max_relative=2e-2, min_cosine=0.999, mean_cosine=0.9995, min_agreement=1.0, margin=0.05),
-    "int8-dynamic": Gate(max_relative=None, min_cosine=0.95, mean_cosine=0.98, min_agreement=0.9, margin=0.1),
+    "int8-dynamic": Gate(max_relative=None, min_cosine=0.9, mean_cosine=0.98, min_agreement=0.9, margin=0.1),
     "int8-weights": Gate(max_relative=None, min_cosine=0.98, mean_cosine=0.995, min_agreement=0.95, margin=0.1),
     "int4-weights": Gate(max_relative=None, min_cosine=0.8, mean_cosine=0.93, min_agreement=0.85, margin=0.15),
     "mixed": Gate(max_relative=None, min_cosine=0.8, mean_cosine=0.93, min_agreement=0.85, margin=0.15),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,10 +12,13 @@ from device_agents import wire
 from edgevit.agentpack import BOOTSTRAP, EXIT_NO_AGENT, EXIT_OLD_PYTHON, LAUNCHER, agent_pyz
 from edgevit.errors import DeviceError, LostLink, NotProvisioned
 from edgevit.fleet.refusals import map_refusal
+from edgevit.fleet.upload import UPLOAD_CHUNK, Stages, Upload
 from edgevit.progress import Progress, Quiet
 from edgevit.transport.base import Channel, Transport
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from edgevit.bundle import Bundle
@@ -25,7 +27,6 @@ SILENCE_S = 60.0
 """The agent says that it is alive every 2 s; a slow card may hold it up for longer than that, but not for this long."""
 
 END_S = 30.0
-UPLOAD_CHUNK = 1 << 20
 EXIT_REFUSED = 10
 EXIT_NOT_FOUND = (126, 127)
 JETPACK4 = "sudo apt install python3.8 python3.8-venv (JetPack 4), then edgevit target add … --python python3.8"
@@ -48,6 +49,14 @@ class Installed:
     newly: bool
     received_bytes: int
     sent_blobs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """``made`` is false where the very environment was there already. Bytes of wheels as sent by this call."""
+
+    made: bool
+    received_bytes: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,18 @@ class Agent:
 
     def install(self, bundle: Bundle, progress: Progress | None = None, *, allow_older: bool = False) -> Installed:
         """Send what the device lacks of ``bundle``; it verifies signature and digests itself before the bundle appears."""
-        return _Upload(self, bundle, progress or Quiet(), allow_older).run()
+        request = {
+            "manifest": base64.b64encode(bundle.manifest_bytes).decode("ascii"),
+            "signature": base64.b64encode(bundle.signature).decode("ascii"),
+            "allow_older": allow_older,
+        }
+        files = {blob: bundle.blob_path(blob.sha256) for blob in bundle.manifest.blobs()}
+        upload = Upload(self, "install", request, files, bundle.manifest.name, progress or Quiet())
+        value = upload.run()
+        if value.get("bundle") != bundle.digest:
+            raise self._defect(f"it installed {str(value.get('bundle'))[:80]!r}, not {bundle.digest}")
+        installed, received = self._field(value, "installed", bool), self._field(value, "received_bytes", int)
+        return Installed(bundle.digest, installed, received, upload.sent)
 
     def activate(self, variant: wire.Variant, policy: str, *, allow_older: bool = False) -> Activated:
         """Make ``variant`` what applications on the device load; everything is verified there once more first."""
@@ -148,7 +168,7 @@ class Agent:
 
     def follow(self, run_id: str, progress: Progress | None = None) -> wire.Run:
         """Wait for a run and bring it home. It stays on the device until :meth:`ack`."""
-        with _Stages(progress or Quiet(), f"{self.name}: ") as stages:
+        with Stages(progress or Quiet(), f"{self.name}: ") as stages:
             value = self._call("follow", [run_id], on_message=stages, limit=wire.MAX_RUN_BYTES)
         run = self._decode(wire.Run, value, "run")
         if run.job.run_id != run_id:
@@ -158,6 +178,42 @@ class Agent:
     def ack(self, run_id: str) -> bool:
         """Say that the run is safe here; False where that was said before."""
         return self._field(self._call("ack", [run_id]), "acknowledged", bool)
+
+    def cancel(self, run_id: str) -> bool:
+        """Ask for the end of a run that is queued or running; False where it is done already."""
+        return self._field(self._call("cancel", [run_id]), "cancelled", bool)
+
+    def install_daemon(
+        self,
+        *,
+        kind: str,
+        user: str | None,
+        groups: Sequence[str],
+        devices: Sequence[str],
+        quota_mb: int | None,
+        progress: Progress | None = None,
+    ) -> tuple[wire.DaemonStatus, bool]:
+        """Keep a server running there as a systemd unit: (its status, whether it is sandboxed). Harmless to repeat."""
+        request = {"kind": kind, "user": user, "groups": list(groups), "devices": list(devices), "quota_mb": quota_mb}
+        with Stages(progress or Quiet(), f"{self.name}: ") as stages:
+            value = dict(self._call("daemon-install", payload=request, on_message=stages))
+        sandboxed = self._field(value, "sandboxed", bool)
+        del value["sandboxed"]
+        return self._decode(wire.DaemonStatus, value, "daemon status"), sandboxed
+
+    def daemon_status(self) -> wire.DaemonStatus:
+        """The daemon of this device now."""
+        return self._decode(wire.DaemonStatus, self._call("daemon-status"), "daemon status")
+
+    def daemon_logs(self, lines: int) -> tuple[list[str], list[str]]:
+        """The last lines of the daemon's log, and of the log of the server that it started last."""
+        value = self._call("daemon-logs", [str(lines)])
+        daemon, server = (self._field(value, key, list) for key in ("daemon", "server"))
+        return [str(line) for line in daemon], [str(line) for line in server]
+
+    def remove_daemon(self) -> bool:
+        """Stop the daemon and remove its unit; False where there was none."""
+        return self._field(self._call("daemon-remove"), "removed", bool)
 
     def waiting(self) -> tuple[WaitingRun, ...]:
         """Runs that were not acknowledged: queued, running or done."""
@@ -192,11 +248,14 @@ class Agent:
             raise self._defect(f"predict answered for {len(found)} images, not {len(pixels)}")
         return found
 
-    def provision(self, requirements: Sequence[str], *, system_site: bool, progress: Progress | None = None) -> Message:
-        """Make the device's private Python environment with these pip requirements."""
-        with _Stages(progress or Quiet(), f"{self.name}: ") as stages:
-            payload = {"requirements": list(requirements), "system_site": system_site}
-            return self._call("provision", payload=payload, on_message=stages)
+    def provision(
+        self, request: wire.EnvironmentRequest, files: Mapping[str, Path], progress: Progress | None = None
+    ) -> Provisioned:
+        """Make the device's private Python environment of these wheels; ``files`` holds each by its SHA-256."""
+        blobs = {wire.Blob(w.sha256, w.size): files[w.sha256] for w in request.wheels}
+        upload = Upload(self, "provision", wire.encode(request), blobs, "wheels", progress or Quiet())
+        value = upload.run()
+        return Provisioned(self._field(value, "made", bool), self._field(value, "received_bytes", int))
 
     def unprovision(self) -> None:
         """Remove the agent's whole folder from the device."""
@@ -314,7 +373,7 @@ class Conversation:
         except LostLink as e:
             # An agent that refuses stops reading; what it said is worth more than that it stopped.
             lost = e
-        except _Ended as e:
+        except Ended as e:
             last = e.message
         if last is None:
             last = self.read_until("result", "refusal")
@@ -350,7 +409,7 @@ class Conversation:
             if message["type"] in types:
                 return message
             if message["type"] in ("result", "refusal"):
-                raise _Ended(message)
+                raise Ended(message)
             if self._on_message is not None and message["type"] != "alive":
                 self._on_message(message)
 
@@ -385,7 +444,7 @@ class Conversation:
         )
 
 
-class _Ended(Exception):
+class Ended(Exception):
     """The last line came while something else was waited for."""
 
     def __init__(self, message: Message) -> None:
@@ -403,107 +462,3 @@ def check_start(name: str, status: int, said: bytes, errors: str) -> None:
         raise NotProvisioned(
             f"{name}: no Python could be started there: {detail}", hint="on the device: sudo apt install python3"
         )
-
-
-STAGE_WORDS = {"series": "measure", "accuracy": "count top-1", "waiting": "wait", "receive": "receive"}
-
-
-class _Stages:
-    """The agent's ``progress`` lines → Progress: one key a stage."""
-
-    def __init__(self, progress: Progress, prefix: str) -> None:
-        self._progress, self._prefix = progress, prefix
-        self._stage: tuple[str, float | None] = ("", None)
-
-    def __enter__(self) -> _Stages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._stage[0]:
-            self._progress.finish(self._stage[0], self._stage[0])
-
-    def __call__(self, message: Message) -> None:
-        if message.get("type") != "progress":
-            return
-        stage, text = str(message.get("stage", ""))[:60], str(message.get("text", ""))[:200]
-        total, done, unit = message.get("total"), message.get("done"), str(message.get("unit", ""))[:20]
-        known = float(total) if isinstance(total, (int, float)) and total > 0 and unit else None
-        what = f"{self._prefix}{STAGE_WORDS.get(stage, stage)}"
-        if (what, known) != self._stage:
-            if self._stage[0] not in ("", what):
-                self._progress.finish(self._stage[0], self._stage[0])
-            self._progress.start(what, what, known, unit)
-            self._stage = (what, known)
-        shown = f"{what}: {text}" if text else what
-        self._progress.advance(what, float(done) if isinstance(done, (int, float)) else 0.0, shown)
-
-
-class _Upload:
-    """``install``: the manifest, then the raw bytes of each blob that the device asks for, from the offset it names."""
-
-    def __init__(self, agent: Agent, bundle: Bundle, progress: Progress, allow_older: bool) -> None:
-        self._agent, self._bundle, self._progress, self._allow_older = agent, bundle, progress, allow_older
-        self._sent: list[str] = []
-
-    def run(self) -> Installed:
-        with _Stages(self._progress, f"{self._agent.name}: ") as stages:
-            self._stages = stages
-            value = self._agent.converse("install", (), self._send, self._on_message)
-        digest = value.get("bundle")
-        if digest != self._bundle.digest:
-            raise self._agent._defect(f"it installed {str(digest)[:80]!r}, not {self._bundle.digest}")
-        installed, received = value.get("installed"), value.get("received_bytes")
-        if not isinstance(installed, bool) or not isinstance(received, int):
-            raise self._agent._defect(f"install answered {str(value)[:200]}")
-        return Installed(self._bundle.digest, installed, received, tuple(self._sent))
-
-    def _on_message(self, message: Message) -> None:
-        # What arrived is shown as it is sent; of the device's own stages only waiting says something new.
-        if message.get("stage") != "receive":
-            self._stages(message)
-
-    def _send(self, channel: Channel, conversation: Conversation) -> None:
-        request = {
-            "manifest": base64.b64encode(self._bundle.manifest_bytes).decode("ascii"),
-            "signature": base64.b64encode(self._bundle.signature).decode("ascii"),
-            "allow_older": self._allow_older,
-        }
-        self._sent.clear()
-        channel.write(json.dumps(request, separators=(",", ":")).encode("ascii") + b"\n")
-        need = conversation.read_until("need")
-        if need is None:
-            return
-        wanted = self._check_need(need)
-        total = sum(blob.size - offset for blob, offset in wanted)
-        key = f"{self._agent.name}: upload"
-        self._progress.start(key, f"{self._agent.name}: sending {self._bundle.manifest.name}", float(total), "bytes")
-        done, said = 0, time.monotonic()
-        for blob, offset in wanted:
-            self._sent.append(blob.sha256)
-            with self._bundle.blob_path(blob.sha256).open("rb") as f:
-                f.seek(offset)
-                left = blob.size - offset
-                while left:
-                    chunk = f.read(min(UPLOAD_CHUNK, left))
-                    if not chunk:
-                        raise DeviceError(f"{f.name} became shorter while it was sent", hint="edgevit verify BUNDLE")
-                    channel.write(chunk)
-                    left -= len(chunk)
-                    done += len(chunk)
-                    if time.monotonic() - said > 0.1:
-                        said = time.monotonic()
-                        self._progress.advance(key, float(done))
-        channel.close_input()
-        self._progress.finish(key)
-
-    def _check_need(self, need: Message) -> list[tuple[wire.Blob, int]]:
-        """Only blobs of this bundle are ever sent, whatever the device asks for."""
-        known = {blob.sha256: blob for blob in self._bundle.manifest.blobs()}
-        wanted = []
-        for entry in self._agent._field(need, "blobs", list):
-            sha256, offset = (entry.get("sha256"), entry.get("offset")) if isinstance(entry, dict) else (None, None)
-            blob = known.pop(str(sha256), None)
-            if blob is None or not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset <= blob.size:
-                raise self._agent._defect(f"it asked for {str(entry)[:200]}, which this bundle does not have")
-            wanted.append((blob, offset))
-        return wanted

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from device_agents.wire import Facts
+    from device_agents.wire import DaemonStatus, Facts
 
 
 def render_facts(name: str, profile: str, facts: Facts) -> RenderableType:
@@ -47,3 +47,28 @@ def render_facts(name: str, profile: str, facts: Facts) -> RenderableType:
     for what, reason in sorted(facts.absent.items()):
         table.add_row(f"no {what}", reason)
     return Group(Text.assemble((name, "bold"), f"  {facts.hostname}, profile {profile}"), table)
+
+
+def render_daemon(name: str, status: DaemonStatus) -> RenderableType:
+    """A daemon now; protections that do not hold stand out."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    state = status.state
+    if status.at_work and state is not None:
+        table.add_row("at work", f"since {state.started_at}, as {state.user}, process {state.pid}")
+        if status.resident_mb is not None and status.cpu_seconds is not None:
+            table.add_row("takes", f"{status.resident_mb:.1f} MB resident, {status.cpu_seconds:.2f} s of CPU since it started")
+    else:
+        table.add_row("at work", f"no; next: edgevit target daemon install {name}")
+    kind = f"{status.kind} unit {status.unit}: " if status.kind else ""
+    table.add_row("systemd", kind + status.unit_state)
+    table.add_row("queue", f"{len(status.queued)} jobs wait")
+    collect = f"; next: edgevit collect {name}" if status.spooled else ""
+    table.add_row("spool", f"{len(status.spooled)} results wait{collect}")
+    quota = f" of a quota of {state.quota_mb:,} MB" if state is not None and state.quota_mb is not None else ", no quota"
+    table.add_row("disk", f"{status.used_mb:,} MB{quota}")
+    if status.at_work and state is not None:
+        for what, held in state.protections.items():
+            table.add_row(what, Text(held, style="" if held == "yes" or what == "groups" else "yellow"))
+    return Group(Text.assemble((name, "bold"), "  daemon"), table)
