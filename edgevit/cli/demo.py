@@ -37,9 +37,9 @@ def demo(own_target: str | None) -> int:
             loopback = steps.add_loopback(folder, stack)
             targets += [loopback] if loopback else []
         steps.call("deploy", bundles[1], *targets)
-        from edgevit.bench import PLANS
         from edgevit.bundle import open_bundle
         from edgevit.cli.bench import bench_bundles
+        from edgevit.plans import PLANS
 
         click.echo(f"\nmeasuring both bundles on {' and '.join(targets)}, plan quick, one thread", err=True)
         code = bench_bundles(

@@ -25,19 +25,41 @@ def summarize_runs(runs: Sequence[Run]) -> list[Summary]:
     return relate([s for run in runs for s in summarize(run)])
 
 
-def show_batch(store: Store, batch: str, *, wide: bool, as_json: bool, require_valid: bool = False) -> int:
-    """The table (or JSON) of one batch; 1 where a measurement failed, or ``require_valid`` and one is INVALID."""
-    summaries = summarize_runs(store.runs(batch_id=batch))
+def show_batch(
+    store: Store, batch: str, *, wide: bool, as_json: bool, require_valid: bool = False, operators: bool = False
+) -> int:
+    """The table (or JSON) of one batch, what its plan found besides, and with ``operators`` their times; 1 where a measurement
+    failed, or ``require_valid`` and one is INVALID."""
+    from edgevit.results.compare import compare_pairs
+
+    runs = store.runs(batch_id=batch)
+    summaries = summarize_runs(runs)
+    comparisons = [c for run in runs for c in compare_pairs(run)]
     if as_json:
+        from edgevit.report.plans_view import json_comparisons
         from edgevit.report.table import json_rows
 
-        emit_json("results", {"batch": batch, "rows": json_rows(summaries)})
+        document = {"batch": batch, "rows": json_rows(summaries)}
+        emit_json("results", {**document, "comparisons": json_comparisons(comparisons)} if comparisons else document)
     else:
+        from edgevit.report.plans_view import render_comparisons, render_operators, render_sustained
         from edgevit.report.table import render_table
 
         out(wide).print(render_table(summaries, wide=wide))
+        if any(s.sustained is not None for s in summaries):
+            out(wide).print(render_sustained(summaries))
+        if comparisons:
+            out(wide).print(render_comparisons(comparisons))
+        if operators:
+            _require_operators(summaries)
+            out(wide).print(render_operators(summaries))
         say(f"batch {batch}; edgevit report --batch {batch} -o report.html")
     return int(any(s.failure or (require_valid and not s.verdict.valid) for s in summaries))
+
+
+def _require_operators(summaries: Sequence[Summary]) -> None:
+    if not any(s.profile is not None or s.profile_absent for s in summaries):
+        raise UsageError("no operator was timed in this batch", hint="edgevit bench BUNDLE TARGET --profile-ops")
 
 
 @click.group()
@@ -70,13 +92,14 @@ def list_(as_json: bool) -> None:
 @results.command()
 @click.argument("batch", required=False)
 @click.option("--wide", is_flag=True, help="Every column.")
+@click.option("--ops", is_flag=True, help="Also the operators that took most, where --profile-ops timed them.")
 @json_option
-def show(batch: str | None, wide: bool, as_json: bool) -> None:
-    """The table of one BATCH; the newest if none is named."""
+def show(batch: str | None, wide: bool, ops: bool, as_json: bool) -> None:
+    """The table of one BATCH; the newest if none is named. Verdicts are judged anew from what was recorded."""
     from edgevit.results.store import open_store
 
     with open_store() as store:
-        show_batch(store, _batch_id(store, batch), wide=wide, as_json=as_json)
+        show_batch(store, _batch_id(store, batch), wide=wide, as_json=as_json, operators=ops)
 
 
 @results.command()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit.cli.bench import bench_bundles, plan_option, require_valid_option, threads_option
+from edgevit.cli.bench import bench_bundles, require_valid_option, threads_option
 from edgevit.cli.build import build_all, choose_profiles
 from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import json_option, say
 from edgevit.cli.deploy import deploy_bundle
 from edgevit.cli.model_options import FILE, build_options, build_requests, model_options, model_source
+from edgevit.cli.plan_options import plan_options
 from edgevit.cli.selection import gate_options
 from edgevit.errors import UsageError
 from edgevit.select import POLICIES, Gates
+
+if TYPE_CHECKING:
+    from device_agents.wire import RunPlan
 
 
 @click.command()
@@ -25,7 +29,7 @@ from edgevit.select import POLICIES, Gates
 @build_options
 @click.option("--target", "targets", multiple=True, required=True, metavar="T", help="Where to measure; several allowed.")
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="Keep the bundles here.")
-@plan_option
+@plan_options
 @threads_option
 @click.option(
     "--select",
@@ -40,7 +44,7 @@ from edgevit.select import POLICIES, Gates
 def run(
     targets: Sequence[str],
     output: Path | None,
-    plan_name: str,
+    plan: RunPlan,
     threads: Sequence[int],
     policy: str | None,
     max_loss: float,
@@ -56,8 +60,6 @@ def run(
     failure, with --select the variant that the policy chooses. Of several recipes, or of several schemes without --select,
     none is: choose from the table, then `edgevit deploy BUNDLE TARGET`.
     """
-    from edgevit.bench import PLANS
-
     ready, unready = each_target(targets, require_a_runtime, sign_key=options["sign_key"])
     if not ready:
         return unready
@@ -75,9 +77,7 @@ def run(
         if output is not None:
             say(f"bundles: {', '.join(str(b.path) for b in bundles)}")
         shown = gates if policy else None
-        code = bench_bundles(
-            bundles, names, PLANS[plan_name], threads, shown, options["sign_key"], require_valid, wide, as_json
-        )
+        code = bench_bundles(bundles, names, plan, threads, shown, options["sign_key"], require_valid, wide, as_json)
         if not code and len(bundles) == 1 and (policy or len(requests[0].recipe.schemes) == 1):
             deployed, code = deploy_bundle(bundles[0], names, policy, gates)
             for value in deployed:

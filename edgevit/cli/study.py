@@ -146,7 +146,7 @@ class Measuring:
         progress: Progress,
         again: bool,
     ) -> None:
-        from edgevit.bench import PLANS
+        from edgevit.plans import PLANS
 
         self.study, self.results, self.boards, self.root, self.key = study, results, boards, root, key
         self.store, self.progress, self.again = store, progress, again

@@ -64,19 +64,27 @@ def render_table(summaries: Sequence[Summary], wide: bool = False) -> Renderable
         if parts:
             parts.append(Text(""))
         parts.append(_wide(model, group, notes) if wide else _narrow(model, group, notes))
-    for line in _references(rows):
+    for line in _references(rows, wide):
         parts.append(Text(line, style="dim"))
     parts += [Text(f"{str(i).translate(SUPERSCRIPT)} {text}") for i, text in enumerate(notes.texts, 1)]
     return Group(*parts)
 
 
-def _references(rows: Sequence[Summary]) -> list[str]:
+def _references(rows: Sequence[Summary], wide: bool) -> list[str]:
     names = list(dict.fromkeys(s.reference for s in rows if s.reference))
     said = [f"× fp32: p50 of {' or '.join(names)} ÷ p50, on the same target and at the same thread count"] if names else []
     if any(s.top1_error is not None for s in rows):
         images = sorted({s.images for s in rows if s.images})
         said.append(f"top-1 in percent ± its standard error, on {' or '.join(f'{n:,}' for n in images)} images")
-    return said
+    said += [
+        f"{s.label} on {s.target}: p50 and p90 are of a batch of {s.batch} images: {_number(s.image_p50_ms, '', 2)[0]} ms an "
+        f"image, {s.images_per_s:,.0f} images/s"
+        for s in rows
+        if s.batch > 1 and s.images_per_s is not None
+    ]
+    rules = sorted({s.verdict.rules for s in rows})
+    said.append(f"verdicts by rules {' or '.join(map(str, rules))}, judged now from what was recorded")
+    return said + (energy_scopes(rows) if wide else [])
 
 
 Cell = Callable[["Summary"], tuple[str, str]]
@@ -123,6 +131,17 @@ NARROW: tuple[tuple[str, Cell], ...] = (
     ("top-1\n%", _top1),
 )
 
+ENERGY: tuple[tuple[str, Cell], ...] = (
+    ("energy\nmJ", lambda s: _number(s.energy_mj, s.energy_absent, 2)),
+    ("gross\nmJ", lambda s: _number(s.energy_gross_mj, s.energy_gross_absent, 2)),
+)
+
+
+def energy_scopes(rows: Sequence[Summary]) -> list[str]:
+    """What the figures of energy among ``rows`` are of, one line a scope."""
+    scopes = dict.fromkeys((s.energy_scope, s.energy_covers) for s in rows if s.energy_gross_mj is not None)
+    return [f"energy of one inference, net of the idle board; scope {scope}: {covers}" for scope, covers in scopes]
+
 
 def _narrow(model: str, rows: Sequence[Summary], notes: Footnotes) -> Table:
     threads = sorted({s.threads for s in rows})
@@ -149,18 +168,28 @@ def _wide(model: str, rows: Sequence[Summary], notes: Footnotes) -> Table:
         *NARROW[:2],
         ("p99\nms", lambda s: _number(s.p99_ms, s.p99_absent, 2)),
         ("p90 es\nms", lambda s: _number(s.p90_early_stopping_ms, s.p90_absent, 2)),
+        ("p99 es\nms", lambda s: _number(s.p99_early_stopping_ms, s.p99_absent, 2)),
         ("mean\nms", lambda s: _number(s.mean_ms, s.p50_absent, 2)),
         ("std\nms", lambda s: _number(s.std_ms, s.p50_absent, 2)),
         ("process p50\nms", lambda s: (" ".join(f"{v:.2f}" for v in s.process_p50_ms), s.p50_absent)),
         ("first\nms", lambda s: _number(s.first_inference_ms, s.p50_absent, 1)),
         ("init\nms", lambda s: _number(s.init_ms, s.p50_absent, 1)),
-        ("n", lambda s: (f"{s.n:,}", "")),
+        ("n", lambda s: (f"{s.n:,}" + (f" of {s.n * s.stride:,}" if s.stride > 1 else ""), "")),
+        ("batch", lambda s: (str(s.batch), "")),
+        ("images\n/s", lambda s: _number(s.images_per_s, s.p50_absent, 1 if (s.images_per_s or 0) < 100 else 0)),
+        ("an image\nms", lambda s: _number(s.image_p50_ms, s.p50_absent, 2)),
         *NARROW[2:4],
         ("Δ\nMB", lambda s: _number(s.memory_delta_mb, s.peak_absent, 1)),
         *NARROW[4:],
         ("agrees\n%", lambda s: _number(None if s.agreement is None else 100 * s.agreement, s.agreement_absent, 2)),
         ("°C", lambda s: (f"{s.temperature_c[0]:.0f}–{s.temperature_c[1]:.0f}" if s.temperature_c else "", "")),
+        ("waits\n%", lambda s: (f"{100 * s.waiting:.1f}" if s.waiting is not None else "", "")),
         ("MHz", lambda s: (f"{s.frequency_mhz[0]:.0f}–{s.frequency_mhz[1]:.0f}" if s.frequency_mhz else "", "")),
+        ("GPU\n%", lambda s: (f"{100 * s.gpu_load[0]:.0f}–{100 * s.gpu_load[1]:.0f}" if s.gpu_load else "", "")),
+        *ENERGY,
+        ("power\nW", lambda s: _number(None if s.power_mw is None else s.power_mw / 1000, s.energy_gross_absent, 2)),
+        ("idle\nW", lambda s: _number(None if s.idle_power_mw is None else s.idle_power_mw / 1000, s.energy_absent, 2)),
+        ("watching\n% core", lambda s: (f"{100 * s.sampler_cpu:.2f}" if s.sampler_cpu is not None else "", "")),
     )
     table = _bare(model or "never reached")
     for name in ("target", "artifact", "scheme", "runtime", "provider", "threads", "plan"):
@@ -211,14 +240,21 @@ def _best(rows: Sequence[Summary]) -> set[int]:
     return {id(s) for s in found.values()}
 
 
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
 def json_rows(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     """The table's rows as plain JSON values in the table's order, all of :class:`Summary` but the predictions."""
     rows = []
     for s in order(summaries):
-        row = {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("predictions", "labels", "verdict")}
-        for name, value in row.items():
-            if isinstance(value, tuple):
-                row[name] = list(value)
+        row = {
+            f.name: _plain(getattr(s, f.name))
+            for f in dataclasses.fields(s)
+            if f.name not in ("predictions", "labels", "verdict")
+        }
         row["verdict"] = {
             "word": verdict_word(s),
             "valid": s.verdict.valid,

@@ -6,11 +6,14 @@ Definitions, so that a figure means one thing everywhere:
   really occurred.
 - *p90* is given from 64 samples on and *p99* from 662 on, the counts at which MLPerf LoadGen's early stopping can first say
   anything at confidence 0.99 and tolerance 0; below, the cell is empty and says why.
-- *p90 early stopping*: LoadGen's SingleStream estimate (mlcommons/inference, ``loadgen/early_stopping.cc`` and
-  ``results.cc``; Reddi et al., MLPerf Inference Benchmark, arXiv:1911.02549): of n sorted samples the t-th largest, t being
-  the largest count of slower samples that a true percentile would, at the confidence asked, still allow.
+- *p90 and p99 early stopping*: LoadGen's estimate (mlcommons/inference_policies, inference_rules.adoc, "Early stopping";
+  mlcommons/inference, ``loadgen/early_stopping.cc`` and ``results.cc``; Reddi et al., MLPerf Inference Benchmark,
+  arXiv:1911.02549): of n sorted samples the t-th largest, t being the largest count of slower samples that a true percentile
+  would, at the confidence asked, still allow.
+- *Throughput*: images a second over all timed inferences, batch size ÷ mean latency; *p50 an image*: p50 ÷ batch size.
 - *p50 interval*: where the median lies with 95 % confidence, from order statistics of the pooled samples (Conover, Practical
   Nonparametric Statistics, 3.2), widened to hold every process's own median: latency differs from process to process.
+- *Energy*: of an inference, with the idle board's power taken off (net) and without (gross); see :mod:`edgevit.results.energy`.
 - Statistics pool the samples of all series (worker processes) of a measurement; each process's own median is kept beside them.
 - *× fp32*: p50 of the reference ÷ p50, on the same target, of the same model, batch of runs, thread count and batch size. The
   reference is the plain fp32 ONNX file on onnxruntime where that was measured, else the plain fp32 that was; the field
@@ -25,7 +28,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from device_agents.wire import Measurement, Reading, Run, Variant, Verdict
+from device_agents.verdict import RULES_VERSION
+from device_agents.wire import Cooling, Measurement, OperatorProfile, Reading, Run, Variant, Verdict
+from edgevit.results.energy import measure_energy
+from edgevit.results.sustained import Sustained, describe_sustained
 
 P90_SAMPLES = 64
 P99_SAMPLES = 662
@@ -40,8 +46,9 @@ class Summary:
     """One measurement of one run in figures.
 
     Times in milliseconds, memory and files in megabytes (10⁶ bytes); top-1, its standard error and agreement as shares of 1.
-    What is None has its reason in the field of the same name ending in ``_absent``. ``mismatch``: how the outputs differ from
-    those recorded at build time, or empty.
+    ``energy_mj`` is net of the idle board, ``energy_gross_mj`` is not; both are an inference's, within ``energy_scope``.
+    ``sampler_cpu`` is the share of one core that watching the board took while timed. What is None has its reason in the field
+    of the same name ending in ``_absent``. ``mismatch``: how the outputs differ from those recorded at build time, or empty.
     """
 
     run_id: str
@@ -95,6 +102,17 @@ class Summary:
     frequency_mhz: tuple[float, float] | None = None
     throttle: tuple[str, ...] = ()
     governor: str = ""
+    gpu_load: tuple[float, float] | None = None
+    gpu_frequency_mhz: tuple[float, float] | None = None
+    energy_mj: float | None = None
+    energy_absent: str = "nothing was timed"
+    energy_gross_mj: float | None = None
+    energy_gross_absent: str = "nothing was timed"
+    energy_scope: str = ""
+    energy_covers: str = ""
+    power_mw: float | None = None
+    idle_power_mw: float | None = None
+    sampler_cpu: float | None = None
     speedup: float | None = None
     speedup_absent: str = "no fp32 was measured beside it"
     reference: str = ""
@@ -102,6 +120,18 @@ class Summary:
     agreement_absent: str = "no fp32 was scored beside it"
     p50_interval_ms: tuple[float, float] | None = None
     mismatch: str = ""
+    p99_early_stopping_ms: float | None = None
+    images_per_s: float | None = None
+    image_p50_ms: float | None = None
+    foreign_cpu: float | None = None
+    waiting: float | None = None
+    affinity: tuple[int, ...] = ()
+    stride: int = 1
+    cooling: tuple[Cooling, ...] = ()
+    governor_before: str = ""
+    sustained: Sustained | None = None
+    profile: OperatorProfile | None = field(default=None, repr=False)
+    profile_absent: str = ""
     predictions: tuple[int, ...] | None = field(default=None, repr=False)
     labels: tuple[int, ...] | None = field(default=None, repr=False)
 
@@ -196,8 +226,12 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
     readings = [r for s in m.series for r in s.readings]
     scored = m.accuracy
     share = scored.correct / scored.images if scored else None
-    early = early_stopping_percentile(ordered, 0.9)
+    early, early99 = (early_stopping_percentile(ordered, q) for q in (0.9, 0.99))
+    total = sum(ordered)
+    waits = [s.waiting / m.variant.threads for s in m.series if s.waiting is not None]
+    foreign = [s.foreign_cpu for s in m.series if s.foreign_cpu is not None]
     interval = median_interval([one.samples_ns for one in m.series])
+    energy = measure_energy(m)
     return Summary(
         run_id=run.job.run_id,
         batch_id=run.job.batch_id,
@@ -250,8 +284,31 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
         frequency_mhz=_span(r.frequency_mhz for r in readings),
         throttle=_throttle(readings),
         governor=run.governor or "",
+        gpu_load=_span(r.gpu_load for r in readings),
+        gpu_frequency_mhz=_span(r.gpu_frequency_mhz for r in readings),
+        energy_mj=energy.net_mj,
+        energy_absent=energy.absent,
+        energy_gross_mj=energy.gross_mj,
+        energy_gross_absent=energy.gross_absent,
+        energy_scope=energy.scope,
+        energy_covers=energy.covers,
+        power_mw=energy.power_mw,
+        idle_power_mw=energy.idle_mw,
+        sampler_cpu=max((s.sampling.cpu for s in m.series if s.sampling is not None), default=None),
         p50_interval_ms=(_ms(interval[0]), _ms(interval[1])) if interval else None,
         mismatch=next((s.golden.reason or "other outputs than recorded" for s in m.series if not s.golden.passed), ""),
+        p99_early_stopping_ms=_ms(early99) if early99 is not None else None,
+        images_per_s=m.batch * n / (total / 1e9) if total else None,
+        image_p50_ms=_ms(percentile(ordered, 0.5)) / m.batch if n else None,
+        foreign_cpu=max(foreign) if foreign else None,
+        waiting=max(waits) if waits else None,
+        affinity=m.series[0].affinity if m.series else (),
+        stride=max((s.stride for s in m.series), default=1),
+        cooling=tuple(s.cooling for s in m.series if s.cooling is not None),
+        governor_before=run.governor_before or "",
+        sustained=next((d for d in map(describe_sustained, m.series) if d is not None), None),
+        profile=m.profile,
+        profile_absent=m.profile_absent,
         predictions=scored.predictions if scored else None,
         labels=scored.labels if scored else None,
     )
@@ -308,7 +365,9 @@ def _never_reached(run: Run, variant: Variant) -> Summary:
         correct=0,
         evaluation="",
         failure=why,
-        verdict=Verdict(rules=1, valid=False, reasons=(why,), warnings=()),
+        energy_absent=why,
+        energy_gross_absent=why,
+        verdict=Verdict(rules=RULES_VERSION, valid=False, reasons=(why,), warnings=()),
         speedup_absent=why,
         agreement_absent=why,
     )
@@ -388,7 +447,7 @@ def _ms(ns: float) -> float:
 
 
 def _too_few(n: int, needed: int) -> str:
-    return f"{n} samples, {needed} are needed; bench with --plan standard"
+    return f"{n} samples, {needed} are needed at 99 % confidence; bench with --plan standard"
 
 
 def _standard_error(share: float, images: int) -> float:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from device_agents import wire
-from edgevit import bench, places
+from edgevit import places
 from edgevit.cli import run_cli
+from edgevit.plans import PLANS
 from edgevit.results.store import open_store
 from edgevit.select import POLICIES
 from tests.loopback.test_bad_input import Cli, active, cli, signer  # noqa: F401 - fixtures
@@ -53,7 +54,7 @@ def bundle(signer: Signer, tmp_path: Path) -> Path:  # noqa: F811
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short series, and whatever else runs on this machine makes none of them INVALID."""
-    monkeypatch.setitem(bench.PLANS, "quick", dataclasses.replace(FAST_PLAN, processes=2))
+    monkeypatch.setitem(PLANS, "quick", dataclasses.replace(FAST_PLAN, processes=2))
     monkeypatch.setattr("device_agents.verdict.judge", valid)
 
 

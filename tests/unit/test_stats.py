@@ -88,7 +88,7 @@ def test_a_summary_by_hand() -> None:
     assert s.p90_early_stopping_ms == 98.0, "the third largest of 100"
     assert s.std_ms == pytest.approx(statistics.stdev(range(1, 101)))
     assert (s.init_ms, s.peak_mb, s.file_mb) == (5.0, 92.5, 6.3)
-    assert (s.p99_ms, s.p99_absent) == (None, "100 samples, 662 are needed; bench with --plan standard")
+    assert (s.p99_ms, s.p99_absent) == (None, "100 samples, 662 are needed at 99 % confidence; bench with --plan standard")
     assert s.top1 == pytest.approx(530 / 650)
     assert s.top1_error == pytest.approx(math.sqrt(530 * 120 / 650) / 650)
 
