@@ -11,8 +11,9 @@ from typing import Callable, Dict, List, Optional, Tuple
 from device_agents import wire
 from device_agents.activate import read_active, read_signers
 from device_agents.boards import detect_board
-from device_agents.boards.generic import GenericBoard, read_text
+from device_agents.boards.files import read_text
 from device_agents.clock import utc_now
+from device_agents.environment import read_environment
 from device_agents.errors import Refused, printable
 from device_agents.install import find_installed
 from device_agents.store import Store
@@ -31,6 +32,9 @@ def collect_facts(store: Store, agent_sha256: str, quick: bool, alive: Callable[
     bundles, unreadable = find_installed(store)
     absent.update(unreadable)
     keygen, keygen_absent = find_ssh_keygen()
+    environment, absent["environment"] = read_environment(store)
+    if environment is not None:
+        del absent["environment"]
     active = None
     try:
         state = read_active(store)
@@ -69,8 +73,10 @@ def collect_facts(store: Store, agent_sha256: str, quick: bool, alive: Callable[
         active=active,
         waiting_runs=tuple(sorted(set(store.queued()) | set(store.spooled()))),
         absent={},
+        soabi=_text(read_soabi()),
+        environment=environment,
     )
-    return _with_reasons(facts, board, absent, keygen_absent)
+    return _with_reasons(facts, absent, board.absent(), keygen_absent)
 
 
 _REASONS = {
@@ -83,10 +89,11 @@ _REASONS = {
     "boot_id": "/proc/sys/kernel/random/boot_id is not readable",
     "numpy": "no interpreter with numpy was found",
     "runtime_python": "no interpreter was found",
+    "soabi": "this Python does not say what extension modules it loads",
 }
 
 
-def _with_reasons(facts: wire.Facts, board: GenericBoard, absent: Dict[str, str], keygen_absent: str) -> wire.Facts:
+def _with_reasons(facts: wire.Facts, absent: Dict[str, str], board_absent: Dict[str, str], keygen_absent: str) -> wire.Facts:
     """Every None gets its reason."""
     import dataclasses
 
@@ -95,14 +102,7 @@ def _with_reasons(facts: wire.Facts, board: GenericBoard, absent: Dict[str, str]
             absent.setdefault(name, reason)
     if facts.ssh_keygen is None:
         absent["ssh_keygen"] = keygen_absent
-    if board.temperature_c() is None:
-        absent["temperature"] = "no thermal zone is readable"
-    if board.frequency_mhz() is None:
-        absent["frequency"] = "no CPU tells its clock (cpufreq)"
-    if board.governor() is None:
-        absent["governor"] = "no CPU tells its frequency governor (cpufreq)"
-    if board.throttle() is None:
-        absent["throttle"] = "this kind of board ({}) does not tell what limits it".format(board.name)
+    absent.update(board_absent)
     return dataclasses.replace(facts, absent={k: printable(v)[:400] for k, v in absent.items()})
 
 
@@ -113,17 +113,20 @@ def _text(value: Optional[str]) -> Optional[str]:
 # ---- runtimes -------------------------------------------------------------------------------------------------------
 
 
-def find_runtimes(store: Store, agent_sha256: str, quick: bool, alive: Callable[[Message], None]) -> _RuntimesFound:
-    """(runtime Python's version, proven runtimes, numpy's version, reasons for what is absent).
+def find_runtimes(
+    store: Store, agent_sha256: str, quick: bool, alive: Callable[[Message], None], python: str = ""
+) -> _RuntimesFound:
+    """(runtime Python's version, proven runtimes, numpy's version, reasons for what is absent), in ``python`` where given.
 
     Remembered under the interpreter, its packages and this agent, so only a change of one of them proves anew.
     """
-    python = runtime_python(store)
+    python = python or runtime_python(store)
     try:
         version, packages = list_packages(python)
     except Refused as e:
         return None, (), None, {"runtime_python": str(e)[:400]}
-    key = json.dumps([wire.AGENT_VERSION, agent_sha256, python, version, packages])
+    place = os.path.join(os.path.realpath(os.path.dirname(python)), os.path.basename(python))  # "venv" is a link
+    key = json.dumps([wire.AGENT_VERSION, agent_sha256, place, version, packages])
     known = _read_cache(store, key)
     if known is not None:
         return (version,) + known
@@ -181,12 +184,42 @@ def parse_memory_mb(text: str) -> Optional[int]:
     return None
 
 
-def read_libc() -> Optional[str]:
-    """Such as ``glibc 2.36``."""
+def read_libc(loaders: str = "/lib") -> Optional[str]:
+    """Such as ``glibc 2.36`` or ``musl 1.2.4``; musl tells its version only through its loader, in ``loaders``."""
     try:
         return os.confstr("CS_GNU_LIBC_VERSION")
     except (ValueError, OSError):
+        pass
+    try:
+        found = sorted(name for name in os.listdir(loaders) if name.startswith("ld-musl-"))
+        told = subprocess.run(
+            [os.path.join(loaders, found[0])],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=20,
+        )
+    except (OSError, IndexError, subprocess.TimeoutExpired):
         return None
+    return parse_musl(told.stderr.decode("utf-8", "replace"))
+
+
+def parse_musl(text: str) -> Optional[str]:
+    """``musl 1.2.4`` from what musl's loader says of itself."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < 2 or not lines[0].startswith("musl") or not lines[1].startswith("Version "):
+        return None
+    return "musl " + lines[1][len("Version ") :].split()[0]
+
+
+def read_soabi() -> Optional[str]:
+    """Such as ``cpython-311-aarch64-linux-gnu``: implementation, version and flags, and the machine Python was built for."""
+    import sysconfig
+
+    known = sysconfig.get_config_var("SOABI")
+    if not known:
+        known = str(sysconfig.get_config_var("EXT_SUFFIX") or "").strip(".").rpartition(".")[0]
+    return known or None
 
 
 def find_ssh_keygen() -> Tuple[Optional[str], str]:

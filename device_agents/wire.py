@@ -638,6 +638,10 @@ class Wheel:
     sha256: str = sha256_field()
     size: int = number(1, MAX_BLOB_BYTES)
 
+    @property
+    def is_pip(self) -> bool:
+        return self.name.partition("-")[0].lower() == "pip"
+
 
 @record
 class Environment:
@@ -655,7 +659,7 @@ class Environment:
 class EnvironmentRequest:
     """What ``provision`` shall make of wheels that the host resolved for this device; one of them is pip's own.
 
-    ``unpacked_bytes``: what they take once installed. ``keep``: ``runtime/provider`` pairs that the system has and that must
+    ``unpacked_bytes``: what those to install take then. ``keep``: ``runtime/provider`` pairs that the system has and that must
     pass an inference in the new environment too. ``fresh``: make it anew though it is there."""
 
     requirements: Tuple[str, ...] = items(100, max_len=400)
@@ -664,6 +668,21 @@ class EnvironmentRequest:
     unpacked_bytes: int = number(0, 10**12)
     keep: Tuple[str, ...] = items(20, pattern=r"[a-z-]{1,40}/[A-Za-z0-9_]{1,80}", max_len=130, default=())
     fresh: bool = False
+
+    def grows(self, there: Optional[Environment]) -> bool:
+        """Whether ``there`` becomes this by additions alone: then only those are sent and installed, into a copy of it."""
+        if self.fresh or there is None or there.system_site != self.system_site:
+            return False
+        wanted = set(self.wheels)
+        return all(w in wanted for w in there.wheels if not w.is_pip)
+
+    def beyond(self, there: Optional[Environment]) -> Tuple[Wheel, ...]:
+        """The wheels to send to a device whose environment is ``there``; pip's own only together with others."""
+        if not self.grows(there) or there is None:
+            return self.wheels
+        known = set(there.wheels)
+        added = tuple(w for w in self.wheels if w not in known and not w.is_pip)
+        return added + tuple(w for w in self.wheels if w.is_pip) if added else ()
 
 
 @record

@@ -34,6 +34,9 @@ def render_facts(name: str, profile: str, facts: Facts) -> RenderableType:
         table.add_row("runtime", f"{runtime.runtime} {runtime.version}: {providers}")
     if not facts.runtimes:
         table.add_row("runtime", f"none; next: edgevit target provision {name}")
+    if facts.environment:
+        packages = [" ".join(w.name.split("-")[:2]) for w in facts.environment.wheels if not w.is_pip]
+        table.add_row("provisioned", ", ".join(packages) or "an environment without packages")
     table.add_row("sensors", ", ".join(facts.sensors) or "none")
     table.add_row("signers", str(facts.signers))
     if facts.active:

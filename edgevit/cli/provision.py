@@ -1,0 +1,106 @@
+"""``edgevit target provision`` and ``unprovision``: the Python environment on a device, made and taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgevit.cli.connect import Session, each_target, select_targets
+from edgevit.cli.console import emit_json, has_terminal, json_option, out
+from edgevit.cli.model_options import FILE
+from edgevit.cli.progress_context import showing_progress
+from edgevit.errors import UsageError
+
+if TYPE_CHECKING:
+    from device_agents.wire import Facts
+    from edgevit.fleet.agent import Provisioned
+    from edgevit.fleet.provision import Prepared, Wishes
+
+
+@click.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option("--dry-run", is_flag=True, help="Say what would be sent and installed; change nothing.")
+@click.option(
+    "--wheelhouse",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder with the wheels, pip's own among them; no index is asked.",
+)
+@click.option("--with-pillow", is_flag=True, help="Pillow too, so that the device itself can read JPEG and PNG.")
+@click.option("--upgrade", is_flag=True, help="Ask the index for newer versions, also where all is there.")
+@click.option("--sign-key", type=FILE, help="Whose signatures the target shall accept; default: edgevit's own key.")
+@json_option
+def provision(
+    targets: Sequence[str],
+    dry_run: bool,
+    wheelhouse: Path | None,
+    with_pillow: bool,
+    upgrade: bool,
+    sign_key: Path | None,
+    as_json: bool,
+) -> int:
+    """Make a private Python environment on TARGETs with the runtimes that fit, and say who may sign for them.
+
+    The wheels are resolved here, for each target's Python, machine and C library, through your own pip configuration, and sent:
+    the device needs neither network nor pip. Where all is there already, nothing is sent or changed; what broke off goes on
+    where it stopped. The environment is taken into use once a runtime has passed an inference in it.
+    """
+    from edgevit.fleet.provision import Wishes
+
+    wishes = Wishes(wheelhouse.absolute() if wheelhouse else None, with_pillow, upgrade)
+    return provision_targets(targets, sign_key, wishes, dry_run=dry_run, as_json=as_json)
+
+
+def provision_targets(
+    targets: Sequence[str],
+    sign_key: Path | None = None,
+    wishes: Wishes | None = None,
+    *,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Provision what ``targets`` selects, show what became of each, and return the exit code."""
+    from edgevit import signing
+    from edgevit.cli.build import signing_key
+    from edgevit.cli.key import principal
+    from edgevit.fleet.provision import Wishes, prepare, provision_target
+    from edgevit.report.provision_view import as_values, render_provision
+
+    line = signing.allowed_signers_line(principal(), signing.public_line(signing_key(sign_key)))
+    with showing_progress() as progress:
+
+        def work(session: Session) -> tuple[Prepared, Facts, Provisioned | None]:
+            agent, name = session.agent, session.target.name
+            facts = agent.probe()  # not only what is remembered: a vendor's runtime counts once it is proven
+            prepared = prepare(agent, name, session.profile(facts), facts, line, wishes or Wishes(), progress)
+            if dry_run:
+                return prepared, facts, None
+            now, provisioned = provision_target(agent, name, prepared, line, progress)
+            return prepared, now, provisioned
+
+        done, code = each_target(targets, work, sign_key=sign_key)
+    if as_json:
+        rows = [{"target": name, **as_values(*found)} for name, found in done]
+        emit_json("provision", {"dry_run": dry_run, "targets": rows})
+        return code
+    for name, found in done:
+        out().print(render_provision(name, *found))
+    return code
+
+
+@click.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def unprovision(targets: Sequence[str], yes: bool) -> int:
+    """Take everything edgevit put on TARGETs away: bundles, results that wait there, the Python environment."""
+    chosen = [t.name for t in select_targets(targets)]
+    if not yes:
+        if not has_terminal():
+            raise UsageError("this removes the agent's whole folder there; nobody can be asked", hint="… --yes")
+        click.confirm(f"Remove everything of edgevit from {', '.join(chosen)}?", abort=True, err=True)
+    done, code = each_target(chosen, lambda session: session.agent.unprovision())
+    for name, _ in done:
+        click.echo(f"{name}: nothing of edgevit is left there")
+    return code
