@@ -20,7 +20,7 @@ from typing import Any
 
 from device_agents.wire import SCHEMES, Measurement, Run, Variant
 from edgevit.outputs import write_whole
-from edgevit.report.table import EMPTY, NARROW, order, verdict_notes, verdict_word
+from edgevit.report.table import EMPTY, ENERGY, NARROW, energy_scopes, order, verdict_notes, verdict_word
 from edgevit.results.stats import Judge, Summary, pareto_front, percentile, summarize_all
 
 MAX_LOSS = 0.01
@@ -144,6 +144,8 @@ def _readings(run: Run) -> list[dict[str, Any]]:
                         "s": round(offset + r.at_ms / 1000, 2),
                         "t": r.temperature_c,
                         "f": r.frequency_mhz,
+                        "g": r.gpu_frequency_mhz,
+                        "p": None if r.power_mw is None else round(r.power_mw / 1000, 4),
                         "limited": bool(r.throttle),
                         "z": f"{run.job.run_id}/{i}/{one.process}",
                     }
@@ -252,8 +254,9 @@ def _table_html(members: Sequence[Summary], best: Summary | None, many: bool) ->
             notes.append(text)
         return f"<sup>{notes.index(text) + 1}</sup>"
 
-    heads = ["artifact", "runtime", *(name.replace("\n", " ") for name, _ in NARROW), "verdict"]
-    classes = ["name", "left", *[""] * len(NARROW), "left"]
+    columns = NARROW + (ENERGY if any(s.energy_gross_mj is not None for s in members) else ())
+    heads = ["artifact", "runtime", *(name.replace("\n", " ") for name, _ in columns), "verdict"]
+    classes = ["name", "left", *[""] * len(columns), "left"]
     head = "".join(f'<th class="{c}">{escape(h)}</th>' for h, c in zip(heads, classes, strict=True))
     body = []
     for s in members:
@@ -262,7 +265,7 @@ def _table_html(members: Sequence[Summary], best: Summary | None, many: bool) ->
             f'<td class="left">{escape(s.runtime)} {escape(s.runtime_version)}<span class="small">{escape(s.provider)}, '
             f"{_count(s.threads, 'thread')}</span></td>",
         ]
-        for _, make in NARROW:
+        for _, make in columns:
             shown, note = make(s)
             cells.append(f"<td>{escape(shown) if shown else EMPTY + mark('' if note == s.failure else note)}</td>")
         word = verdict_word(s)
@@ -271,6 +274,7 @@ def _table_html(members: Sequence[Summary], best: Summary | None, many: bool) ->
         body.append(f"<tr{' class=best' if s is best else ''}>{''.join(cells)}</tr>")
     references = list(dict.fromkeys(s.reference for s in members if s.reference))
     legend = f'<p class="soft">× fp32: p50 of {escape(" or ".join(references))} ÷ p50.</p>' if references else ""
+    legend += "".join(f'<p class="soft">{escape(line)}</p>' for line in energy_scopes(members))
     listed = f'<ol class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ol>' if notes else ""
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>{legend}{listed}'
@@ -291,6 +295,11 @@ def _details_html(members: Sequence[Summary], runs: Sequence[Run]) -> str:
             ),
             ("governor", run.governor or "not readable"),
         ]
+    if all(s.energy_gross_mj is None for s in members):
+        lines += [("energy", reason) for reason in dict.fromkeys(s.energy_gross_absent for s in members) if reason]
+    watched = [s.sampler_cpu for s in members if s.sampler_cpu is not None]
+    if watched:
+        lines.append(("watching", f"reading the sensors took up to {100 * max(watched):.2f} % of one core while timed"))
     for s in members:
         if s.artifact_sha256:
             lines.append((s.label, f"artifact sha256 {s.artifact_sha256}, bundle {s.bundle_name} {s.bundle}"))
