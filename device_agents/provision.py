@@ -35,6 +35,7 @@ from device_agents.environment import (
 from device_agents.errors import Refused, printable, refuse_os_error
 from device_agents.install import IDLE_S, locked_blobs, take_in
 from device_agents.root import temp_name
+from device_agents.service import remove_daemon
 from device_agents.store import Store
 from device_agents.verify import parse_manifest
 
@@ -330,12 +331,20 @@ def unprovision(store: Store, console: Console) -> Dict[str, Any]:
     home = Path.home()
     if root.resolve() in (Path("/"), home, home.parent) or not (root / "agent").is_dir():
         raise Refused("bad-request", "{} does not look like an agent's folder and is left alone".format(root))
+    with console.heartbeat():
+        remove_daemon(store)
+    if store.has_daemon():
+        raise Refused("busy", "a daemon that no unit here started serves {}".format(root), "end it, then unprovision")
     lock = store.try_lock_server()
     if lock is None:
         raise Refused("busy", "a job is being measured on this device", "edgevit collect, or wait for it")
     try:
         with console.heartbeat():
-            shutil.rmtree(str(root))
+            for entry in sorted(root.iterdir()):
+                store.discard(entry)
+            # A root that an administrator made for two users to share lies where neither may remove it.
+            if os.access(str(root.parent), os.W_OK):
+                root.rmdir()
     except OSError as e:
         raise refuse_os_error(e, "removing {}".format(root)) from e
     finally:
