@@ -70,10 +70,18 @@ PLANS: dict[str, RunPlan] = {
 }
 
 
+def ranks(plan: RunPlan) -> bool:
+    """Whether its figures are to choose a variant by. Those of minutes of heat, or of a pair of variants, answer other
+    questions."""
+    return not plan.sustained and plan.order != "mirrored"
+
+
 def with_minutes(plan: RunPlan, minutes: float) -> RunPlan:
     """A sustained plan of another length. UsageError for any other plan."""
     if not plan.sustained:
-        raise UsageError(f"--minutes is for --plan sustained, got --plan {plan.name}")
+        raise UsageError(
+            f"--minutes is for --plan sustained, got --plan {plan.name}", hint="edgevit bench BUNDLE TARGET --plan sustained"
+        )
     return dataclasses.replace(plan, min_seconds=60.0 * minutes, max_seconds=60.0 * minutes)
 
 
@@ -93,7 +101,7 @@ def parse_cpus(text: str) -> tuple[int, ...]:
             raise UsageError(f"got the CPUs {text!r}, expected a list such as 0-3 or 0,2", hint="edgevit bench --affinity 0-3")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     if len(set(found)) != len(found):
-        raise UsageError(f"got the CPUs {text!r}, which name one of them twice")
+        raise UsageError(f"got the CPUs {text!r}, which name one of them twice", hint="edgevit bench --affinity 0-3")
     return tuple(found)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from device_agents.wire import Run, Variant
 from edgevit.errors import NoChoice, UsageError
+from edgevit.plans import ranks
 from edgevit.results.stats import Summary, relate, summarize
 from edgevit.variants import name_variant
 
@@ -147,12 +148,15 @@ def find_evidence(
 
     Figures of one run are interleaved and may be compared; those of different days may not. So of all ``runs`` that one counts
     which measured most of what can run (with whatever threads were asked for), the newest of equals. A figure taken in another
-    version of a runtime than the device has now (``versions``, by runtime) is of another program and does not count.
+    version of a runtime than the device has now (``versions``, by runtime) is of another program and does not count; nor does
+    one of a plan that answers another question: minutes of heat, or a pair of variants.
     """
     best: tuple[int, str, str] = (0, "", "")
     found: list[Summary] = []
     wanted = {(v.artifact, v.runtime, v.provider) for v in can_run}
     for run in runs:
+        if not ranks(run.job.plan):
+            continue
         here = [s for s in relate(summarize(run)) if s.bundle == bundle and (s.artifact, s.runtime, s.provider) in wanted]
         here = [s for s in here if s.bundle_name]  # without one it was asked for and never reached
         here = [s for s in here if s.runtime_version in ("", versions.get(s.runtime))]

@@ -90,7 +90,7 @@ def bench(
 
     opened = [open_bundle(path, None) for path in (bundle, against) if path is not None]
     if against is not None and every:
-        raise UsageError("--against compares two bundles variant by variant; leave --variants out")
+        raise UsageError("--against compares two bundles variant by variant", hint="leave --variants out")
     if blocks is not None:
         plan = with_blocks(plan, blocks)
     gates = Gates(max_loss, anyway) if every else None

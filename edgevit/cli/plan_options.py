@@ -25,7 +25,7 @@ _OPTIONS = (
     ),
     click.option(
         "--minutes",
-        type=click.FloatRange(0.1, 24 * 60),
+        type=click.FloatRange(0, 24 * 60, min_open=True),
         metavar="M",
         help="How long a sustained plan lasts.  [default: 10]",
     ),
@@ -96,7 +96,7 @@ def choose_plan(
     if plan_name == "compare" and not comparing:
         raise UsageError("--plan compare needs a second bundle", hint="edgevit bench A --against B TARGET")
     if cool_to is not None and cool_within is not None:
-        raise UsageError("--cool-to and --cool-within exclude each other")
+        raise UsageError("--cool-to and --cool-within exclude each other", hint="leave one of them out")
     plan = PLANS["compare" if comparing else plan_name or "standard"]
     if minutes is not None:
         plan = with_minutes(plan, minutes)

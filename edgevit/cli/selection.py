@@ -9,6 +9,7 @@ import click
 
 from edgevit.cli.console import emit_json, out, say
 from edgevit.errors import NoChoice
+from edgevit.plans import ranks
 from edgevit.select import MAX_LOSS, POLICIES, Choice, Gates, admit, choose, find_evidence
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def choose_stored(
     store: Store, target: str, bundle: Bundle, facts: Facts, found: Runnable, policy: str, gates: Gates
 ) -> Choice:
     """The choice that the store's runs of ``bundle`` on ``target`` allow. Raises :class:`NoChoice` with the next command."""
-    runs = store.runs(target=target, bundles=[bundle.digest])
+    runs = [run for run in store.runs(target=target, bundles=[bundle.digest]) if ranks(run.job.plan)]
     versions = {r.runtime: r.version for r in facts.runtimes}
     figures, not_measured = find_evidence(runs, bundle.digest, found.variants, versions)
     if not figures:

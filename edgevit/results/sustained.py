@@ -4,7 +4,7 @@
 the last minute took a quarter longer than one of the first, which is a speed of 80 %.
 
 The *knee* is the moment from which on throughput stays more than 5 % below its first plateau. The plateau is the median
-throughput of the first minute (of the first third where less was measured). Throughput is smoothed by a running median over 9
+throughput of the first 20 seconds: boards with a boost lose it within the first minute. Throughput is smoothed by a running median over 9
 seconds, which a dip of up to 4 s does not move (Tukey, Exploratory Data Analysis, 1977); what lasts less than 10 s at the very
 end is not called "for good".
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from device_agents.wire import Reading, Series, Window
 
 MINUTE_MS = 60_000
+PLATEAU_MS = 20_000
 FALL = 0.05
 SMOOTH = 9
 FOR_GOOD_MS = 10_000
@@ -61,7 +62,7 @@ def describe_sustained(series: Series) -> Sustained | None:
     end_ms = windows[-1].at_ms + windows[-1].duration_ms
     first = median_latency_ms([w for w in windows if w.at_ms + w.duration_ms / 2 <= MINUTE_MS])
     last = median_latency_ms([w for w in windows if w.at_ms + w.duration_ms / 2 >= end_ms - MINUTE_MS])
-    absent = "" if end_ms >= 2 * MINUTE_MS else f"{end_ms / 1000:.0f} s were timed, two minutes are needed"
+    absent = "" if end_ms >= 2 * MINUTE_MS else f"{end_ms / 1000:.1f} s were timed, two minutes are needed"
     if not absent and (first is None or last is None or last <= 0):
         absent = "no inference fell into the first or the last minute"
     known = [r.temperature_c for r in series.readings if r.temperature_c is not None]
@@ -101,8 +102,7 @@ def find_knee(windows: Sequence[Window], readings: Sequence[Reading] = (), fall:
     if len(whole) < 2 * SMOOTH:
         return None
     rates = _running_median(throughput(whole), SMOOTH)
-    within = [r for w, r in zip(whole, rates, strict=True) if w.at_ms < MINUTE_MS]
-    plateau = statistics.median(within[: max(len(whole) // 3, SMOOTH)])
+    plateau = statistics.median(rates[: max(sum(w.at_ms < PLATEAU_MS for w in whole), SMOOTH)])
     start = len(rates)
     while start > 0 and rates[start - 1] < (1.0 - fall) * plateau:
         start -= 1

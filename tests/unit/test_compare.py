@@ -105,7 +105,9 @@ def test_too_few_blocks_give_no_ratio_and_say_why() -> None:
 
 def test_what_is_shown() -> None:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    found = compare_pairs(compared([10.0] * 6, [5.0] * 6)) + compare_pairs(compared([10.0] * 6, [9.0, 9.0, 11.0, 11.0, 10.0, 10.0]))
+    found = compare_pairs(compared([10.0] * 6, [5.0] * 6)) + compare_pairs(
+        compared([10.0] * 6, [9.0, 9.0, 11.0, 11.0, 10.0, 10.0])
+    )
     found += compare_pairs(change_series(compared([10.0] * 6, [5.0] * 6), 0, 0, swapped_pages=1))
     console.print(render_comparisons(found))
     text = console.export_text()

@@ -32,8 +32,8 @@ def readings(seconds: int) -> tuple[Reading, ...]:
     return tuple(Reading(i * 1000, 40.0 + i / 10, 1800.0, ()) for i in range(seconds))
 
 
-@settings(max_examples=60)
-@given(st.integers(30, 400), st.integers(20, 300), st.floats(0.10, 0.8), st.floats(50.0, 5000.0), st.floats(0.0, 0.02))
+@settings(max_examples=40)
+@given(st.integers(30, 150), st.integers(20, 100), st.floats(0.10, 0.8), st.floats(50.0, 5000.0), st.floats(0.0, 0.02))
 def test_a_step_down_is_found_where_it_is(before: int, after: int, loss: float, rate: float, noise: float) -> None:
     found = find_knee(windows(noisy([rate] * before + [rate * (1 - loss)] * after, noise)), readings(before + after))
     assert found is not None
@@ -42,8 +42,8 @@ def test_a_step_down_is_found_where_it_is(before: int, after: int, loss: float, 
     assert found.after / found.plateau == pytest.approx(1 - loss, rel=0.05)
 
 
-@settings(max_examples=60)
-@given(st.integers(18, 600), st.floats(200.0, 5000.0), st.floats(0.0, 0.04), st.integers(0, 1000))
+@settings(max_examples=40)
+@given(st.integers(18, 200), st.floats(200.0, 5000.0), st.floats(0.0, 0.04), st.integers(0, 1000))
 def test_noise_is_no_knee(seconds: int, rate: float, noise: float, seed: int) -> None:
     assert find_knee(windows(noisy([rate] * seconds, noise, seed))) is None
 
@@ -86,7 +86,7 @@ def test_retention_is_the_first_minute_by_the_last() -> None:
     assert told.knee and abs(told.knee.at_s - 60) <= SMOOTH
     assert describe_sustained(series(0, 10.0, 3, random.Random(1))) is None
     short = describe_sustained(dataclasses.replace(one, windows=windows(rates[:119])))
-    assert short and short.retention is None and short.retention_absent == "119 s were timed, two minutes are needed"
+    assert short and short.retention is None and short.retention_absent == "119.0 s were timed, two minutes are needed"
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 1000)), min_size=1, max_size=40))
@@ -118,4 +118,4 @@ def test_what_is_shown() -> None:
     text = console.export_text()
     assert "80.0" in text and "4.0" in text and "50.0" in text, text
     assert "100.0 inferences/s at first, 80.0 after 100 s (20% less)" in text
-    assert "no retention: 50 s were timed, two minutes are needed" in text
+    assert "no retention: 50.0 s were timed, two minutes are needed" in text
