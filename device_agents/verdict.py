@@ -183,12 +183,12 @@ def _vanished(measured: Sequence[wire.Series]) -> List[str]:
 
 def _uncooled(cooled: Sequence[wire.Cooling]) -> List[str]:
     found = []
-    warm = [c for c in cooled if c.outcome == "limit" and c.at_c is not None and c.to_c is not None]
-    if warm:
-        worst = max(warm, key=lambda c: (c.at_c or 0.0) - (c.to_c or 0.0))
+    warm = [(c.at_c - c.to_c, c.at_c, c.to_c, c.seconds) for c in cooled if c.at_c is not None and c.to_c is not None]
+    _, at_c, to_c, seconds = max(warm, default=(0.0, 0.0, 0.0, 0.0))
+    if at_c > to_c:
         found.append(
             "a series began at {:.1f} °C instead of {:.1f} °C after {:.0f} s of cooling; edgevit bench --cool-seconds N".format(
-                worst.at_c, worst.to_c, worst.seconds
+                at_c, to_c, seconds
             )
         )
     if any(c.outcome == "no-sensor" for c in cooled):

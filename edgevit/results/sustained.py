@@ -4,9 +4,9 @@
 the last minute took a quarter longer than one of the first, which is a speed of 80 %.
 
 The *knee* is the moment from which on throughput stays more than 5 % below its first plateau. The plateau is the median
-throughput of the first 20 seconds: boards with a boost lose it within the first minute. Throughput is smoothed by a running median over 9
-seconds, which a dip of up to 4 s does not move (Tukey, Exploratory Data Analysis, 1977); what lasts less than 10 s at the very
-end is not called "for good".
+throughput of the first 20 seconds: boards with a boost lose it within the first minute. Throughput is smoothed by a running
+median over 9 seconds, which a dip of up to 4 s does not move (Tukey, Exploratory Data Analysis, 1977); what lasts less than
+10 s at the very end is not called "for good".
 """
 
 from __future__ import annotations

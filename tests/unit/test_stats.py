@@ -6,9 +6,10 @@ import dataclasses
 import math
 import random
 import statistics
+from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_agents.wire import Measurement, Run, Verdict
@@ -47,6 +48,29 @@ def test_early_stopping_thresholds_are_mlperfs() -> None:
     # MLPerf: the fewest queries with which SingleStream can say anything at confidence 0.99 and tolerance 0.
     assert [early_stopping_rank(n, 0.9) for n in (63, 64)] == [0, 1]
     assert [early_stopping_rank(n, 0.99) for n in (661, 662)] == [0, 1]
+
+
+def fewest_samples(t: int, q: float) -> int:
+    """LoadGen's own way round: the fewest queries, ``t`` of them slower, that pass at confidence 0.99; exact."""
+    q_exact = Fraction(q).limit_denominator(100)
+    h = 1
+    while sum(math.comb(h + t, x) * (1 - q_exact) ** x * q_exact ** (h + t - x) for x in range(t + 1)) > Fraction(1, 100):
+        h += 1
+    return h + t
+
+
+@pytest.mark.parametrize(("q", "t"), [(0.9, 1), (0.9, 2), (0.9, 5), (0.9, 9), (0.5, 1), (0.5, 7), (0.99, 1)])
+def test_the_rank_is_the_inverse_of_loadgens_search(q: float, t: int) -> None:
+    """mlcommons/inference, loadgen/early_stopping.cc: odds(h, t, p, 0) ≤ 1 − c."""
+    n = fewest_samples(t, q)
+    assert (early_stopping_rank(n - 1, q), early_stopping_rank(n, q)) == (t - 1, t)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 20_000), st.sampled_from([0.5, 0.9, 0.99]))
+def test_the_rank_grows_with_the_samples_by_one_at_most(n: int, q: float) -> None:
+    assert early_stopping_rank(n + 1, q) - early_stopping_rank(n, q) in (0, 1)
+    assert early_stopping_rank(n, q) <= (1 - q) * n, "an estimate below the percentile itself is no bound"
 
 
 @pytest.mark.parametrize(("n", "q"), [(64, 0.9), (100, 0.9), (1000, 0.9), (10_000, 0.9), (5000, 0.99), (200_000, 0.9)])
@@ -192,6 +216,21 @@ def test_what_a_variant_gave_before_it_failed_is_no_speedup() -> None:
     )
     _, cut = summarize_all([run(measurements=(measurement("fp32"), died))])
     assert cut.n and cut.speedup is None and cut.speedup_absent == cut.failure and not cut.rankable
+
+
+def test_throughput_is_of_images_and_latency_of_calls() -> None:
+    base = measurement("fp32", "onnx", batch=8)
+    m = dataclasses.replace(base, series=(dataclasses.replace(base.series[0], samples_ns=(10_000_000,) * 9 + (110_000_000,)),))
+    (s,) = summarize(run(measurements=(m,)), valid)
+    assert s.p50_ms == 10.0 and s.image_p50_ms == 1.25, "the median of calls, and of it an image's share"
+    assert s.images_per_s == pytest.approx(8 * 10 / 0.2), "over all the time there was, the slow one included"
+
+
+def test_p99_early_stopping_from_662_samples_on() -> None:
+    for n, there in ((661, False), (662, True)):
+        (s,) = summarize(run(measurements=(measurement(samples=n, processes=1),)), valid)
+        assert (s.p99_early_stopping_ms is not None) == there
+        assert s.p99_early_stopping_ms is None or s.p99_early_stopping_ms == s.max_ms
 
 
 def test_pareto_front() -> None:
