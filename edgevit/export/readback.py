@@ -101,7 +101,8 @@ def _verify_integers_onnx(graph: Any, spec: QuantSpec, float_model: bytes, opera
     import numpy as np
     from onnx import numpy_helper
 
-    from edgevit.export.onnx import float_weights, int8_weight
+    from edgevit.export.onnx import float_weights
+    from edgevit.export.onnx_integers import int8_weight
 
     asked = float_weights(float_model, spec)
     held = {i.name: i for i in graph.initializer}
