@@ -33,7 +33,7 @@ soak:
 
 bench:
 	@sh scripts/setup.sh test
-	$(BIN)/python benchmarks/runner_overhead.py
+	$(BIN)/python benchmarks/honesty.py
 	$(BIN)/python benchmarks/upload_vs_scp.py
 	$(BIN)/python benchmarks/cli_start.py
 	$(BIN)/python benchmarks/study_again.py
