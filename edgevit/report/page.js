@@ -82,6 +82,21 @@
     }));
   }
 
+  function load(holder, rows, width, colour) {
+    const through = rows.filter((r) => r.load.length);
+    const points = through.flatMap((r) => r.load.map(([s, v]) => ({ id: r.id, scheme: r.scheme, s, v })));
+    key(holder, through, colour);
+    holder.append(Plot.plot({
+      ...common(width), height: 220, marginLeft: 48, marginBottom: 36,
+      x: { label: "seconds under load", grid: true },
+      y: { label: "latency (ms)", grid: true, domain: [0, 1.08 * Math.max(...points.map((p) => p.v))] },
+      marks: [
+        Plot.line(points, { x: "s", y: "v", z: "id", stroke: (p) => colour(p.scheme) }),
+        Plot.ruleX(through.filter((r) => r.knee_s !== null), { x: "knee_s", stroke: (r) => colour(r.scheme), strokeDasharray: "4 3" }),
+      ],
+    }));
+  }
+
   function conditions(holder, readings, width) {
     for (const [field, label] of [["t", "temperature (°C)"], ["f", "CPU frequency (MHz)"], ["g", "GPU clock (MHz)"], ["p", "power (W)"]]) {
       const known = readings.filter((r) => r[field] !== null);
@@ -100,7 +115,7 @@
     }
   }
 
-  const draw = { latency, cumulative, accuracy };
+  const draw = { latency, cumulative, accuracy, load };
   function render() {
     const palette = dark.matches ? DARK : LIGHT;
     const schemes = data.schemes;

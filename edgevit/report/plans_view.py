@@ -15,6 +15,7 @@ from edgevit.select import show_ms
 if TYPE_CHECKING:
     from edgevit.results.compare import Comparison
     from edgevit.results.stats import Summary
+    from edgevit.results.sustained import Sustained
 
 TOP_OPERATORS = 15
 
@@ -28,12 +29,13 @@ def render_comparisons(comparisons: Sequence[Comparison]) -> RenderableType:
             parts.append(Text(f"  no ratio: {c.absent}"))
         else:
             parts.append(Text(f"  B ÷ A  {c.ratio:.4f} ({c.interval[0]:.4f} to {c.interval[1]:.4f}, 95 %), {c.blocks} blocks"))
-            parts.append(Text(f"  {_in_words(c)}"))
+            parts.append(Text(f"  {in_words(c)}"))
         parts += [Text(f"  left out: {text}", style="dim") for text in c.left_out]
     return Group(*parts)
 
 
-def _in_words(c: Comparison) -> str:
+def in_words(c: Comparison) -> str:
+    """Which of the two is how much faster, or that no difference can be told."""
     a, b = (f"{show_ms(v)} ms" if v is not None else EMPTY for v in (c.a_p50_ms, c.b_p50_ms))
     if not c.differs:
         more = min(2 * max(c.blocks, 8), 50)
@@ -65,13 +67,43 @@ def render_sustained(summaries: Sequence[Summary]) -> RenderableType:
         if told.retention is None:
             notes.append(f"{s.label} on {s.target}: no retention: {told.retention_absent}")
         if told.knee is not None:
-            lost = 1 - told.knee.after / told.knee.plateau
-            notes.append(
-                f"{s.label} on {s.target}: {told.knee.plateau:,.1f} inferences/s at first, {told.knee.after:,.1f} after "
-                f"{told.knee.at_s:.0f} s ({lost:.0%} less)"
-            )
+            notes.append(f"{s.label} on {s.target}{knee_in_words(told)}")
     legend = Text("retention: median latency of the first minute ÷ that of the last; knee: throughput stays 5 % lower", "dim")
     return Group(table, legend, *(Text(n) for n in notes))
+
+
+def knee_in_words(told: Sustained) -> str:
+    """What was lost, and when; empty where nothing was."""
+    knee = told.knee
+    if knee is None:
+        return ""
+    warm = f" at {knee.temperature_c:.1f} °C" if knee.temperature_c is not None else ""
+    lost = 1 - knee.after / knee.plateau
+    return f": {knee.plateau:,.1f} inferences/s at first, {knee.after:,.1f} after {knee.at_s:.0f} s{warm} ({lost:.0%} less)"
+
+
+def operator_rows(s: Summary, top: int) -> tuple[str, list[tuple[str, ...]], str]:
+    """(title, a row of texts for each of the ``top`` operators, what the rest took) of a profiled measurement."""
+    profile = s.profile
+    if profile is None:
+        return "", [], ""
+    total = max(sum(o.total_ns for o in profile.operators) + profile.left_out_ns, 1)
+    rows = [
+        (
+            o.name,
+            o.kind,
+            f"{100 * o.total_ns / total:.1f}",
+            f"{o.total_ns / 1e6 / profile.inferences:.3f}",
+            f"{o.calls:,}",
+        )
+        for o in profile.operators[:top]
+    ]
+    rest = profile.operators[top:]
+    less = 100 * (sum(o.total_ns for o in rest) + profile.left_out_ns) / total
+    count = len(rest) + profile.left_out
+    more = f"{count} more operators: {less:.1f} %; " if count else ""
+    title = f"{s.target} {s.label}: operators by {profile.profiler}, {profile.inferences} inferences"
+    return title, rows, f"{more}profiling slows a model down: compare shares, not times"
 
 
 def render_operators(summaries: Sequence[Summary], top: int = TOP_OPERATORS) -> RenderableType:
@@ -82,27 +114,15 @@ def render_operators(summaries: Sequence[Summary], top: int = TOP_OPERATORS) -> 
             if s.profile_absent:
                 parts.append(Text(f"{s.target} {s.label}: no operator times: {s.profile_absent}"))
             continue
-        profile = s.profile
-        total = sum(o.total_ns for o in profile.operators) + profile.left_out_ns
-        title = f"{s.target} {s.label}: operators by {profile.profiler}, {profile.inferences} inferences"
+        title, rows, rest = operator_rows(s, top)
         table = Table(box=None, pad_edge=False, header_style="bold", title=Text(title), title_justify="left")
         table.add_column("operator", overflow="fold")
         table.add_column("kind", overflow="fold")
         for name in ("share %", "ms each inference", "calls"):
             table.add_column(name, justify="right", no_wrap=True)
-        for o in profile.operators[:top]:
-            share = 100 * o.total_ns / total if total else 0.0
-            table.add_row(
-                Text(o.name), Text(o.kind), f"{share:.1f}", f"{o.total_ns / 1e6 / profile.inferences:.3f}", f"{o.calls:,}"
-            )
-        rest = profile.operators[top:]
-        parts.append(table)
-        if rest or profile.left_out:
-            less = sum(o.total_ns for o in rest) + profile.left_out_ns
-            share = 100 * less / total if total else 0.0
-            parts.append(Text(f"{len(rest) + profile.left_out} more operators: {share:.1f} %", style="dim"))
-    if parts:
-        parts.append(Text("profiling slows a model down: compare shares, not times", style="dim"))
+        for row in rows:
+            table.add_row(*map(Text, row))
+        parts += [table, Text(rest, style="dim")]
     return Group(*parts)
 
 

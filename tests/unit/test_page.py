@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from device_agents.wire import Measurement, Run, Verdict
+from device_agents.wire import Measurement, OperatorProfile, OperatorTime, Run, Verdict, Window
 from edgevit.errors import UsageError
 from edgevit.report.page import choose_answer, render_page, write_page
 from tests.support.judged import mixed, summaries, valid
@@ -177,3 +177,24 @@ def test_the_libraries_come_with_their_licences() -> None:
     for script in vendor.glob("*.js"):
         assert script.stat().st_size < 1_000_000
         assert "Permission to use, copy, modify" in (vendor / f"{script.name.split('.')[0]}.LICENSE").read_text("utf-8")
+
+
+def test_what_plans_found_stands_on_the_page() -> None:
+    """Minutes of load as a chart and a line, a comparison in words, operators as a table, all of it escaped."""
+    hot = tuple(Window(i * 1000, 1000, 100 if i < 120 else 70, 10_000_000 if i < 120 else 14_000_000, 1) for i in range(1300))
+    base = measurement("fp32", "onnx", processes=1)
+    told = OperatorProfile(EVIL, 10, (OperatorTime(EVIL, "Gemm", "CPU", 10, 5_000_000), OperatorTime("b", "Add", "CPU", 10, 1)))
+    m = dataclasses.replace(base, series=(dataclasses.replace(base.series[0], windows=hot),), profile=told)
+    other = dataclasses.replace(measurement("int8-dynamic", "onnx"), profile_absent="no-profiler: none")
+    made = run(measurements=(m, other))
+    plan = dataclasses.replace(made.job.plan, order="mirrored", processes=6)
+    page = Page(render_page([dataclasses.replace(made, job=dataclasses.replace(made.job, plan=plan))], valid))
+    (section,) = data_of(page)["sections"]
+    points = [len(row["load"]) for row in section["rows"]]
+    assert sorted(points) == [0, 434], "at most 600 points, evenly taken"
+    assert [row["knee_s"] for row in section["rows"] if row["load"]] == [120.0]
+    assert "load" in [a.get("data-chart") for a in page.all("div")]
+    text = page.prose()
+    assert "retention 71.4 %: 100.0 inferences/s at first, 70.0 after 120 s" in text
+    assert "no ratio: 0 blocks are left" in text and "no operator times: no-profiler" in text
+    assert "ms each inference" in text and "0.500" in text and not page.all("img")

@@ -117,5 +117,5 @@ def test_what_is_shown() -> None:
     console.print(render_sustained(summarize(ran, valid)))
     text = console.export_text()
     assert "80.0" in text and "4.0" in text and "50.0" in text, text
-    assert "100.0 inferences/s at first, 80.0 after 100 s (20% less)" in text
+    assert "100.0 inferences/s at first, 80.0 after 100 s at 50.0 °C (20% less)" in text
     assert "no retention: 50.0 s were timed, two minutes are needed" in text
