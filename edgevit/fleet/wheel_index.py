@@ -23,8 +23,8 @@ from edgevit.fleet.wheel_platform import WheelPlatform, explain_absence, platfor
 from edgevit.progress import Progress
 
 UNREACHABLE = re.compile(
-    r"after connection broken by|Could not fetch URL|Failed to establish a new connection|Max retries exceeded"
-    r"|ProxyError|Read timed out|Temporary failure in name resolution|HTTP error 5\d\d"
+    r"connection broken by|connection error:|Failed to establish a new connection|Max retries exceeded|ProxyError|timed out"
+    r"|name resolution|problem confirming the ssl certificate|5\d\d Server Error|HTTP error 5\d\d|407 "
 )
 """What pip says when an index did not answer. Its last line is then the same as for a package that has no wheel."""
 
@@ -97,7 +97,7 @@ class PipIndex:
         with tempfile.TemporaryDirectory(prefix="edgevit-wheels-") as place:
             status, said = self._run(requirements, platform, Path(place), progress)
             if status != 0:
-                raise self._explain(requirements, platform, said, progress)
+                raise self._explain(requirements, platform, said)
             found = []
             for path in sorted(Path(place).glob("*.whl")):
                 sha256, _ = self.cache.add_blob(path)
@@ -140,13 +140,7 @@ class PipIndex:
                     progress.advance("wheels", 0.0, f"wheels for {platform}: {line.strip()[:70]}")
         return process.returncode, "".join(lines)
 
-    def _explain(self, requirements: Sequence[str], platform: WheelPlatform, said: str, progress: Progress) -> NotProvisioned:
-        tail = "\n".join(said.strip().splitlines()[-6:])
-        if UNREACHABLE.search(said):
-            return IndexUnreachable(
-                f"the package index did not answer:\n{tail}",
-                hint=f"{sys.executable} -m pip config list; or give --wheelhouse DIR",
-            )
+    def _explain(self, requirements: Sequence[str], platform: WheelPlatform, said: str) -> NotProvisioned:
         if "No module named pip" in said:
             return NotProvisioned(f"{sys.executable} has no pip", hint=f"{sys.executable} -m ensurepip")
         failed = _FAILED.search(said)
@@ -154,24 +148,33 @@ class PipIndex:
             wanted = Requirement(failed.group(1)) if failed else None
         except InvalidRequirement:
             wanted = None
+        names: set[str] = set()
+        account = said
+        if wanted is not None and not UNREACHABLE.search(said):
+            names, account = self._list(str(wanted), platform)
+        broken = UNREACHABLE.search(account)
+        if broken and not names:
+            line = account[account.rfind("\n", 0, broken.start()) + 1 :].splitlines()[0].strip()
+            hint = f"{sys.executable} -m pip config list; or give --wheelhouse DIR"
+            return IndexUnreachable(f"the package index did not answer: {line[:400]}", hint=hint)
         if wanted is None:
-            return NotProvisioned(
-                f"pip found no wheels for {', '.join(requirements)}:\n{tail}", hint=f"{sys.executable} -m pip config list"
-            )
+            tail = "\n".join(said.strip().splitlines()[-6:])
+            hint = f"{sys.executable} -m pip config list"
+            return NotProvisioned(f"pip found no wheels for {', '.join(requirements)}:\n{tail}", hint=hint)
         where = str(self.folder) if self.folder is not None else "the package index"
-        message = explain_absence(platform, wanted.name, str(wanted.specifier), self._list(str(wanted), platform))
+        message = explain_absence(platform, wanted.name, str(wanted.specifier), names)
         versions = _VERSIONS.search(said)
         if versions and versions.group(1) != "none":
             message += f"; versions that fit are {', '.join(versions.group(1).split(', ')[-8:])}"
         return NoWheel(canonicalize_name(wanted.name), f"{where}: {message}", hint=_hint(platform, self.folder))
 
-    def _list(self, requirement: str, platform: WheelPlatform) -> set[str]:
-        """The names of all wheels there are of a package, fitting or not, from pip's own account of what it passed over."""
+    def _list(self, requirement: str, platform: WheelPlatform) -> tuple[set[str], str]:
+        """(the names of all wheels there are of a package, fitting or not, pip's own account of what it passed over)."""
         if self.folder is not None:
-            return {p.name for p in self.folder.glob("*.whl")}
+            return {p.name for p in self.folder.glob("*.whl")}, ""
         with tempfile.TemporaryDirectory(prefix="edgevit-wheels-") as place:
             _, said = self._run([requirement], platform, Path(place), None, "-vv")
-        return set(_WHEEL.findall(said))
+        return set(_WHEEL.findall(said)), said
 
 
 def _hint(platform: WheelPlatform, folder: Path | None) -> str:
