@@ -299,7 +299,10 @@ def _details_html(members: Sequence[Summary], runs: Sequence[Run]) -> str:
                 "device",
                 f"{facts.hostname}, {facts.machine}, kernel {facts.kernel}, Python {facts.runtime_python or facts.python}",
             ),
-            ("governor", run.governor or "not readable"),
+            (
+                "governor",
+                (run.governor or "not readable") + (f", {run.governor_before} before and after" * bool(run.governor_before)),
+            ),
         ]
     if all(s.energy_gross_mj is None for s in members):
         lines += [("energy", reason) for reason in dict.fromkeys(s.energy_gross_absent for s in members) if reason]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from device_agents.wire import Window
 from edgevit.report.page import write_page
 from tests.support.judged import mixed, valid
 from tests.support.runs import failed, measurement, run
@@ -88,3 +90,15 @@ def test_a_screenshot_is_not_blank(tmp_path: Path) -> None:
     colours = Image.open(picture).convert("RGB").getcolors(maxcolors=1 << 24)
     assert colours is not None
     assert len(colours) > 200
+
+
+def test_minutes_of_load_are_drawn(tmp_path: Path) -> None:
+    windows = tuple(Window(i * 1000, 1000, 100 - i // 4, 10_000_000 + 30_000 * i, 1) for i in range(240))
+    base = measurement(processes=1)
+    hot = dataclasses.replace(base, series=(dataclasses.replace(base.series[0], windows=windows),))
+    page = tmp_path / "page.html"
+    write_page([run(measurements=(hot,))], page, valid)
+    document, console = browse(page, tmp_path / "profile", 1280, "--dump-dom")
+    assert console == ""
+    (plot,) = re.findall(r'<div class="plot"[^>]*data-chart="load"[^>]*>(.*?)</div></div>', document, re.DOTALL)
+    assert "<svg" in plot and "seconds under load" in plot and "<path" in plot

@@ -178,3 +178,27 @@ def test_a_sticky_throttle_of_the_past_is_no_reading() -> None:
     from device_agents.boards.raspberry_pi import parse_throttled
 
     assert verdict(readings=(wire.Reading(0, 50.0, 1800.0, parse_throttled("throttled=0x50000")),)).valid
+
+
+def test_a_run_stored_before_these_rules_is_judged_by_them() -> None:
+    """What older agents never wrote down is absent, not wrong."""
+    newer = {
+        "series": ("waiting", "affinity", "stride", "windows", "cooling", "sampling", "power", "power_absent"),
+        "measurements": ("profile", "profile_absent"),
+    }
+    m = wire.Measurement(
+        VARIANT, "m", "fp32", "b", "onnx", "fp32", "0" * 64, 1, 1, (SERIES,), None, "not asked", None
+    )  # fmt: skip
+    document = wire.encode(_run(m))
+    (measurement,) = document["measurements"]
+    (series,) = measurement["series"]
+    for name in newer["series"]:
+        series.pop(name, None)
+    for name in newer["measurements"]:
+        measurement.pop(name)
+    kept = ("name", "processes", "warmup_iterations", "warmup_seconds", "min_samples", "min_seconds", "max_seconds", "accuracy")
+    document["job"]["plan"] = {name: document["job"]["plan"][name] for name in kept}
+    document["job"].pop("memory_limit_mb")
+    document.pop("governor_before")
+    old = wire.decode(wire.Run, document, "run")
+    assert judge(old, old.measurements[0]) == wire.Verdict(RULES_VERSION, True, (), ())
