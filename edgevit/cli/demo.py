@@ -54,7 +54,10 @@ def demo(own_target: str | None) -> int:
     best = steps.best_of(summaries)
     click.echo(f"\ndone in {time.monotonic() - began:.0f} s")
     if best is None:
-        click.echo("best: no artifact stayed within one point of fp32")
+        why = "no artifact stayed within one point of fp32"
+        if not any(s.rankable for s in summaries):
+            why = "every measurement is INVALID, for the reasons above: leave this machine alone and try again"
+        click.echo(f"best: none: {why}")
     else:
         figures = f"{best.speedup:.2f} × fp32, {best.file_mb:.2f} MB, {best.points:+.1f} points top-1"
         click.echo(f"best: {best.artifact} on {best.target}: {figures}")
