@@ -70,7 +70,9 @@ def tune_system(store: Store, root: Path) -> str:
 
     Raises ``bad-job`` where there is none, ``needs-root`` with the command to type where this user may not.
     """
-    restore_system(store, root)
+    problem = restore_system(store, root)
+    if problem:  # what an earlier job found must not be overwritten by what it left
+        raise Refused("needs-root", "the system is still tuned by an earlier job: {}".format(problem))
     files = governor_files(root)
     before = {str(path.relative_to(root)): read_text(path) or "" for path in files}
     if not files or not all(_GOVERNOR_NAME.fullmatch(name) for name in before.values()):

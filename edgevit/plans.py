@@ -105,6 +105,17 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def list_cpus(cpus: Iterable[int]) -> str:
+    """The inverse of :func:`parse_cpus`: (0, 1, 2, 3, 5) → ``0-3,5``."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], cpu]
+        else:
+            parts.append([cpu, cpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
 def memory_limit_mb(facts: Facts) -> float | None:
     """What a worker may hold on a board (10⁶ bytes): a fifth of its memory, at least 128 MB and at most 1 GB, is left to all
     the rest. None where the board does not tell its memory."""

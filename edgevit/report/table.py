@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgevit.plans import list_cpus
+
 if TYPE_CHECKING:
     from edgevit.results.stats import Summary
 
@@ -183,6 +185,8 @@ def _wide(model: str, rows: Sequence[Summary], notes: Footnotes) -> Table:
         *NARROW[4:],
         ("agrees\n%", lambda s: _number(None if s.agreement is None else 100 * s.agreement, s.agreement_absent, 2)),
         ("°C", lambda s: (f"{s.temperature_c[0]:.0f}–{s.temperature_c[1]:.0f}" if s.temperature_c else "", "")),
+        ("CPUs", lambda s: (list_cpus(s.affinity), "")),
+        ("governor", lambda s: (s.governor, "")),
         ("waits\n%", lambda s: (f"{100 * s.waiting:.1f}" if s.waiting is not None else "", "")),
         ("MHz", lambda s: (f"{s.frequency_mhz[0]:.0f}–{s.frequency_mhz[1]:.0f}" if s.frequency_mhz else "", "")),
         ("GPU\n%", lambda s: (f"{100 * s.gpu_load[0]:.0f}–{100 * s.gpu_load[1]:.0f}" if s.gpu_load else "", "")),

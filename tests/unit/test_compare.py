@@ -14,7 +14,7 @@ from rich.console import Console
 
 from device_agents.wire import Measurement, Run, Variant
 from edgevit.errors import UsageError
-from edgevit.plans import PLANS, memory_limit_mb, pair_variants, parse_cpus, with_blocks, with_minutes
+from edgevit.plans import PLANS, list_cpus, memory_limit_mb, pair_variants, parse_cpus, with_blocks, with_minutes
 from edgevit.report.plans_view import json_comparisons, render_comparisons
 from edgevit.results.compare import T_975, _t_of_many, compare_pairs, t_interval
 from tests.support.runs import facts, measurement, run, series
@@ -139,6 +139,12 @@ def test_lists_of_cpus() -> None:
     for bad in ("", "a", "3-1", "1,1", "0-", "-1", "1 2"):
         with pytest.raises(UsageError):
             parse_cpus(bad)
+
+
+@given(st.sets(st.integers(0, 200), min_size=1))
+def test_a_list_of_cpus_reads_back(cpus: set[int]) -> None:
+    assert parse_cpus(list_cpus(cpus)) == tuple(sorted(cpus))
+    assert list_cpus((5, 0, 1, 2, 3)) == "0-3,5" and list_cpus(()) == ""
 
 
 def test_plans_hold_what_the_docs_say() -> None:

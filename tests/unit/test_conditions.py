@@ -166,6 +166,8 @@ def test_what_cannot_be_put_back_is_told_and_kept_for_the_next_time(
     with monkeypatch.context() as patched:
         patched.setattr(conditions, "_write", refuse)
         problem = restore_system(store, root)
+        with pytest.raises(Refused, match="still tuned by an earlier job"):
+            tune_system(store, root)
     assert "echo ondemand | sudo tee" in problem and store.tuned_path.exists()
     assert restore_system(store, root) == "" and governors(root) == ["ondemand", "schedutil"]
 
