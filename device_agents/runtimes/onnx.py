@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
@@ -47,6 +48,8 @@ class OnnxBackend:
     """Raises ``no-runtime`` on construction where onnxruntime cannot be imported."""
 
     def __init__(self) -> None:
+        # From 1.29 on its Linux wheels report models and devices to their maker unless told not to, from a thread of their own.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime
         except Exception as e:
