@@ -164,7 +164,8 @@ def _resolve_plan(
 ) -> tuple[ProvisionPlan, Wheelhouse]:
     """The wheels of a plan, less the runtimes that have none for this device. NotProvisioned where none remains."""
     cache = Cache()
-    source = PipIndex(cache, wishes.wheelhouse)
+    key = f"{target}: wheels"
+    source = PipIndex(cache, wishes.wheelhouse, key)
 
     def wheels(one: ProvisionPlan) -> Wheelhouse:
         if not one.requirements:
@@ -174,14 +175,14 @@ def _resolve_plan(
             return resolve(roots, platform, source, dict(one.given), progress)
         return resolve_remembered(roots, platform, source, dict(one.given), progress, cache=cache, upgrade=wishes.upgrade)
 
-    progress.start("wheels", f"wheels for {platform}")
+    progress.start(key, f"{key} for {platform}")
     try:
         try:
             return plan, wheels(plan)
         except NoWheel as e:
             return _leave_out(target, profile, plan, wheels, e)
     finally:
-        progress.finish("wheels")
+        progress.finish(key)
 
 
 def _leave_out(
@@ -216,7 +217,12 @@ def provision_target(
     done = Provisioned(False, 0)
     if prepared.request is not None and prepared.house is not None:
         files = {w.sha256: w.path for w in prepared.house.wheels}
-        done = agent.provision(prepared.request, files, progress)
+        try:
+            done = agent.provision(prepared.request, files, progress)
+        except NotProvisioned as e:
+            if e.hint != f"edgevit target provision {target}":
+                raise
+            raise NotProvisioned(str(e), hint=f"edgevit target probe {target}") from e  # what failed is this very command
     now = agent.probe()
     if not any(p.proven for r in now.runtimes for p in r.providers):
         detail = "; ".join(f"{k}: {v}" for k, v in now.absent.items() if k in wire.RUNTIMES) or "none was found"

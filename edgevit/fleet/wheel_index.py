@@ -24,7 +24,7 @@ from edgevit.progress import Progress
 
 UNREACHABLE = re.compile(
     r"connection broken by|connection error:|Failed to establish a new connection|Max retries exceeded|ProxyError|timed out"
-    r"|name resolution|problem confirming the ssl certificate|5\d\d Server Error|HTTP error 5\d\d|407 "
+    r"|name resolution|problem confirming the ssl certificate|5\d\d Server Error|HTTP error 5\d\d|407 Proxy"
 )
 """What pip says when an index did not answer. Its last line is then the same as for a package that has no wheel."""
 
@@ -84,10 +84,13 @@ def read_wheel(filename: str, path: Path, sha256: str) -> FoundWheel:
 
 @dataclass(frozen=True)
 class PipIndex:
-    """pip with the operator's own configuration (index, proxy, certificates); or, with ``folder``, the wheels there alone."""
+    """pip with the operator's own configuration (index, proxy, certificates); or, with ``folder``, the wheels there alone.
+
+    ``key``: under which progress is told."""
 
     cache: Cache
     folder: Path | None = None
+    key: str = "wheels"
 
     def fetch(self, requirements: Sequence[str], platform: WheelPlatform, progress: Progress) -> list[FoundWheel]:
         """The newest wheel for each requirement, dependencies aside, kept in the cache by digest.
@@ -137,7 +140,7 @@ class PipIndex:
             for line in process.stdout:
                 lines.append(line)
                 if progress is not None and line.strip().startswith(("Downloading", "Using cached", "Collecting")):
-                    progress.advance("wheels", 0.0, f"wheels for {platform}: {line.strip()[:70]}")
+                    progress.advance(self.key, 0.0, f"{self.key} for {platform}: {line.strip()[:70]}")
         return process.returncode, "".join(lines)
 
     def _explain(self, requirements: Sequence[str], platform: WheelPlatform, said: str) -> NotProvisioned:
