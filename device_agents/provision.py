@@ -287,8 +287,9 @@ def _run_step(
 def _clean_environment(temporary: Any) -> Dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))}
     env.update(PYTHONNOUSERSITE="1", PYTHONDONTWRITEBYTECODE="1", PIP_CONFIG_FILE=os.devnull, PIP_ROOT_USER_ACTION="ignore")
-    if temporary is not None:  # the system's folder for that may be a small one in memory
-        env["TMPDIR"] = str(temporary)
+    if temporary is not None:
+        # The system's folder for that may be a small one in memory; and pip starts programs that leave things in a home.
+        env.update(TMPDIR=str(temporary), HOME=str(temporary))
     return env
 
 

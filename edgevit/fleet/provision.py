@@ -10,7 +10,7 @@ from device_agents import wire
 from edgevit.cache import Cache
 from edgevit.errors import NotProvisioned
 from edgevit.fleet.agent import Agent, Provisioned
-from edgevit.fleet.wheel_index import NoWheel, PipIndex
+from edgevit.fleet.wheel_index import IndexUnreachable, NoWheel, PipIndex
 from edgevit.fleet.wheel_platform import WheelPlatform, platform_of
 from edgevit.fleet.wheelhouse import Wheelhouse, resolve, resolve_remembered
 from edgevit.profile import Profile
@@ -140,9 +140,19 @@ def prepare(
     works = any(p.proven for r in facts.runtimes for p in r.providers)
     found = facts.environment
     same = found is not None and (set(found.requirements), found.system_site) == (set(plan.requirements), plan.system_site)
+    there = Prepared(plan, platform, None, None, (), 0, facts.disk_free_mb * 10**6, signs)
     if same and works and not wishes.upgrade and wishes.wheelhouse is None:
-        return Prepared(plan, platform, None, None, (), 0, facts.disk_free_mb * 10**6, signs)
-    plan, house = _resolve_plan(target, profile, plan, platform, wishes, progress)
+        return there
+    try:
+        plan, house = _resolve_plan(target, profile, plan, platform, wishes, progress)
+    except IndexUnreachable:
+        lacking = _lacking(plan, found) if works and not wishes.upgrade else None
+        if not lacking:
+            raise
+        # What was left out for want of a wheel would be left out again, or cannot be had now: what is there goes on.
+        for runtime in lacking:
+            plan = plan.without_runtime(runtime, "it is not there, and the package index does not answer")
+        return replace(there, plan=plan)
     request = wire.EnvironmentRequest(
         requirements=plan.requirements,
         system_site=plan.system_site,
@@ -157,6 +167,14 @@ def prepare(
     send = sum(b.size - have.partial.get(b.sha256, 0) for b in added.values() if b.sha256 in have.missing)
     request = replace(request, unpacked_bytes=unpacked)
     return Prepared(plan, platform, house, request, have.missing, send, have.free_bytes, signs)
+
+
+def _lacking(plan: ProvisionPlan, found: wire.Environment | None) -> list[str] | None:
+    """The runtimes alone by which an environment falls short of a plan; None where it falls short in something else."""
+    if found is None or found.system_site != plan.system_site or not set(plan.extras) <= set(found.requirements):
+        return None
+    lacking = [runtime for runtime, group in plan.groups if not set(group) <= set(found.requirements)]
+    return lacking if len(lacking) < len(plan.runtimes) else None
 
 
 def _resolve_plan(

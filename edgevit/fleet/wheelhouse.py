@@ -93,7 +93,7 @@ def _follow(
     """What is asked for from ``roots`` on, through every wheel that is known already."""
     environment = markers(platform)
     wanted: dict[str, _Wanted] = {}
-    queue = [(Requirement(root), "the profile") for root in roots]
+    queue = [(Requirement(root), "edgevit") for root in roots]
     followed: set[tuple[str, str]] = set()
     while queue:
         requirement, by = queue.pop(0)

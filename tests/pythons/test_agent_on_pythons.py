@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from device_agents import wire
-from scripts.pythons import REQUIREMENTS, environment_python, is_ready
+from scripts.pythons import REQUIREMENTS, environment_python, find_interpreter, is_ready
 from tests.support.agent_bundle import (
     AgentProcess,
     AgentRefused,
@@ -25,6 +25,7 @@ from tests.support.agent_bundle import (
     make_signer,
     tiny_onnx,
 )
+from tests.support.wheels import make_wheel, provision, repack
 
 pytestmark = pytest.mark.pythons
 AGENT = Path(__file__).parent.parent.parent / "device_agents"
@@ -133,6 +134,27 @@ def test_schemes_that_this_runtime_gets_wrong_are_refused(version: str, tmp_path
     agent.call("submit", stdin=wire.encode(make_job(bundle, "dynamic", variant)))
     failure = agent.follow("dynamic").measurements[0].failure
     assert failure and failure.code == "scheme-refused" and "garbage" in failure.message
+
+
+def test_it_makes_an_environment_from_wheels_alone(version: str, tmp_path: Path) -> None:
+    """By the interpreter itself, with the pip that this Python gets; then the environment grows."""
+    interpreter = find_interpreter(version)
+    assert interpreter is not None
+    site = next(environment_python(version).parent.parent.glob("lib/python*/site-packages"))
+    pip = repack("pip", tmp_path, site)
+    one = make_wheel(tmp_path / "w", "one-1-py3-none-any.whl", files={"one.py": "x = 1"})
+    two = make_wheel(tmp_path / "w", "two-1-py3-none-any.whl", files={"two.py": "y = 2"})
+    agent = AgentProcess(tmp_path / "root", str(interpreter), {"PIP_NO_INDEX": "0"}).upload()
+    assert provision(agent, [pip, one])[0]["made"]
+    assert not provision(agent, [pip, one])[0]["made"]
+    assert provision(agent, [pip, one, two])[0]["received_bytes"] == pip.size + two.size
+    python = agent.root / "venv" / "bin" / "python"
+    code = "import one, two, sys; print(one.x + two.y, '%d.%d' % sys.version_info[:2])"
+    told = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["3", version]
+    facts = wire.decode(wire.Facts, agent.call("probe"), "facts")
+    assert facts.environment is not None and len(facts.environment.wheels) == 3
+    assert facts.soabi and facts.soabi.startswith("cpython-" + version.replace(".", ""))
 
 
 def test_every_module_compiles_on_it(version: str) -> None:

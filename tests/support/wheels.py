@@ -6,18 +6,24 @@ import hashlib
 import html
 import importlib.metadata
 import io
+import json
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from device_agents import wire
 from edgevit.fleet.wheel_index import FoundWheel, read_wheel
 from edgevit.fleet.wheel_platform import WheelPlatform
+from tests.support.agent_bundle import AgentProcess, result_of
 
 ONNXRUNTIME = ("onnxruntime", "numpy", "flatbuffers", "packaging", "protobuf")
 """What ``onnxruntime`` and its requirements are made of."""
+
+LEFT_OUT = ("/INSTALLER", "/REQUESTED", "/RECORD")
 
 
 def platform(python: str = "3.11.2", machine: str = "aarch64", glibc: int = 36, kernel_machine: str = "") -> WheelPlatform:
@@ -58,9 +64,11 @@ def make_wheel(folder: Path, filename: str, requires: Sequence[str] = (), files:
     return found(path)
 
 
-def repack(package: str, folder: Path) -> FoundWheel:
-    """The wheel that an installed package came from, near enough: its files under its tags, not compressed."""
+def repack(package: str, folder: Path, site: Path | None = None) -> FoundWheel:
+    """The wheel that a package installed here, or in ``site``, came from, near enough: its files and tags, uncompressed."""
     dist = importlib.metadata.distribution(package)
+    if site is not None:
+        dist = next(iter(importlib.metadata.distributions(name=package, path=[str(site)])))
     tags = [
         line.partition(": ")[2].split("-") for line in (dist.read_text("WHEEL") or "").splitlines() if line.startswith("Tag: ")
     ]
@@ -69,7 +77,7 @@ def repack(package: str, folder: Path) -> FoundWheel:
     with zipfile.ZipFile(path, "w") as archive:
         for file in dist.files or ():
             name = file.as_posix()
-            if name.startswith("../") or "__pycache__" in name or name.endswith(("/INSTALLER", "/REQUESTED", "/RECORD")):
+            if name.startswith("../") or "__pycache__" in name or "/tests/" in name or name.endswith(LEFT_OUT):
                 continue
             archive.write(str(file.locate()), name)
         info = next(
@@ -109,3 +117,46 @@ def use_index(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_INDEX_URL", address)
+
+
+def provision(
+    agent: AgentProcess,
+    wheels: Sequence[FoundWheel] = (),
+    *,
+    stop_after: int | None = None,
+    timeout: float = 120.0,
+    **settings: Any,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The host's side of ``provision``, as plain as it can be: (its result, every line). Raises AgentRefused.
+
+    ``stop_after``: so many bytes are sent, and then the agent is killed; the result is None then.
+    """
+    request = wire.EnvironmentRequest(
+        **{"requirements": (), "system_site": False, "wheels": as_sent(wheels), "unpacked_bytes": 0, **settings}
+    )
+    process = agent.start("provision")
+    assert process.stdin and process.stdout
+    try:
+        process.stdin.write(wire.dumps(request))
+        process.stdin.flush()
+        lines: list[dict[str, Any]] = []
+        for raw in process.stdout:
+            lines.append(json.loads(raw))
+            if lines[-1]["type"] == "need":
+                data = b"".join(_needed(lines[-1], wheels))
+                process.stdin.write(data[:stop_after])
+                process.stdin.close()
+                if stop_after is not None:
+                    time.sleep(0.3)
+                    process.kill()
+                    return None, lines
+        process.wait(timeout)
+        return result_of(lines), lines
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _needed(message: Mapping[str, Any], wheels: Sequence[FoundWheel]) -> list[bytes]:
+    by_digest = {w.sha256: w.path for w in wheels}
+    return [by_digest[n["sha256"]].read_bytes()[n["offset"] :] for n in message["blobs"]]

@@ -100,7 +100,7 @@ def test_a_folder_of_wheels_is_enough(tmp_path: Path, monkeypatch: pytest.Monkey
     make_wheel(tmp_path / "given", "b-1.0-cp311-cp311-manylinux_2_28_aarch64.whl")
     source = PipIndex(Cache(tmp_path / "cache"), tmp_path / "given")
     assert versions(resolve(["b"], platform(), source, {}, Quiet()).wheels) == {"b": "1.0"}
-    with pytest.raises(NoWheel, match=r"given: no wheel of b .*Python 3\.11 \(glibc 2\.28.*asked for by the profile") as caught:
+    with pytest.raises(NoWheel, match=r"given: no wheel of b .*Python 3\.11 \(glibc 2\.28.*asked for by edgevit") as caught:
         resolve(["b"], platform("3.9.2"), source, {}, Quiet())
     assert str(tmp_path / "given") in caught.value.hint
 
