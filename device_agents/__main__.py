@@ -55,7 +55,13 @@ def _activate(start: Start, store: Any, console: Any) -> Any:
 def _rollback(start: Start, store: Any, console: Any) -> Any:
     from device_agents.activate import rollback
 
-    return rollback(store, console)
+    return rollback(store, console, start.agent_sha256)
+
+
+def _active(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.api import describe_active
+
+    return describe_active(store)
 
 
 def _allow(start: Start, store: Any, console: Any) -> Any:
@@ -192,6 +198,7 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
     "install": _install,
     "activate": _activate,
     "rollback": _rollback,
+    "active": _active,
     "allow": _allow,
     "signers": _signers,
     "gc": _gc,

@@ -12,6 +12,7 @@ from typing import Any, Dict, Optional, Set
 from device_agents import wire
 from device_agents.clock import utc_now
 from device_agents.console import Console
+from device_agents.entry import write_entry
 from device_agents.errors import Refused
 from device_agents.install import artifact_of, locked_blobs, verify_installed
 from device_agents.servers import agent_argv
@@ -75,9 +76,11 @@ def activate(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any
             store.check_blob(blob)
         state = read_active(store, request.allow_older)
         if state is not None and state.active.variant == request.variant:
+            write_entry(store, agent_sha256)
             return {"active": wire.encode(state.active), "changed": False}
         check_version(verified.manifest, state.active if state else None, request.allow_older)
         _check_golden(store, agent_sha256, verified.manifest, artifact, request.variant)
+        write_entry(store, agent_sha256)
         active = wire.Active(request.variant, verified.manifest.name, verified.manifest.version, request.policy, utc_now())
         store.write(store.active_path, wire.dumps(ActiveState(active, state.active if state else None)))
     return {"active": wire.encode(active), "changed": True}
@@ -98,7 +101,7 @@ def _check_golden(
     run_worker(argv, request, GOLDEN_TIMEOUT_S, lambda message: None)
 
 
-def rollback(store: Store, console: Console) -> Dict[str, Any]:
+def rollback(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any]:
     """Make the previous variant active again; the one left becomes the previous. It gave its golden outputs when it was
     activated, and a way back must not depend on a runtime that may be what broke. Raises ``no-active``, ``no-previous``."""
     with locked_blobs(store, console), console.heartbeat():
@@ -110,6 +113,7 @@ def rollback(store: Store, console: Console) -> Dict[str, Any]:
         verified = verify_installed(store, state.previous.variant.bundle)
         for blob in verified.manifest.blobs():
             store.check_blob(blob)
+        write_entry(store, agent_sha256)
         store.write(store.active_path, wire.dumps(ActiveState(state.previous, state.active)))
     return {"active": wire.encode(state.previous)}
 

@@ -20,7 +20,7 @@ from device_agents.limits import NAME_PATTERN, SHA256_PATTERN
 
 TEMP_PREFIX = ".tmp-"
 SHARED_BITS = stat.S_ISGID | 0o070
-FOLDERS = ("agent", "blobs", "bundles", "queue", "spool", "accuracy", "log")
+FOLDERS = ("agent", "blobs", "bundles", "queue", "spool", "accuracy", "log", "python")
 
 _NAME = re.compile(NAME_PATTERN)
 SHA256 = re.compile(SHA256_PATTERN)
@@ -125,6 +125,16 @@ class Root:
     def launch_path(self) -> Path:
         """The launcher as a file, for what starts an agent by a path: a systemd unit."""
         return self.root / "agent" / "launch.py"
+
+    @property
+    def entry_path(self) -> Path:
+        """What applications on the device import and people there call: see :mod:`device_agents.edgevit_device`."""
+        return self.root / "python" / "edgevit_device.py"
+
+    @property
+    def entry_agent_path(self) -> Path:
+        """The SHA-256 of the agent that :attr:`entry_path` starts: the one that activated last."""
+        return self.root / "python" / "agent"
 
     @property
     def venv_folder(self) -> Path:

@@ -364,6 +364,8 @@ def _predict(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
     """The five likeliest classes of each image that came with the request."""
     import numpy as np
 
+    from device_agents.answers import parse_label_names, rank_classes
+
     preprocessing = _need(request.preprocessing)
     images = parse_npy(pixels, "the images sent")
     expected: Tuple[int, ...] = (request.count, preprocessing.height, preprocessing.width, 3)
@@ -371,28 +373,10 @@ def _predict(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
         raise Refused(
             "bad-request", "got {} of shape {}, expected uint8 of shape {}".format(images.dtype, images.shape, expected)
         )
-    names = _label_names(request)
-    outputs = _outputs(request, images, say, "predict").astype(np.float64)
-    exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    shares = exponents / exponents.sum(axis=1, keepdims=True)
-    found = []
-    for row in shares:
-        best = [int(i) for i in np.argsort(-row, kind="stable")[:5]]
-        found.append(
-            [{"index": i, "label": names[i] if i < len(names) else "", "probability": round(float(row[i]), 6)} for i in best]
-        )
-    return {"predictions": found}
-
-
-def _label_names(request: WorkRequest) -> Tuple[str, ...]:
-    if request.labels is None:
-        return ()
-    data = Store(Path(request.root)).read_blob(request.labels)
-    try:
-        names = json.loads(data.decode("utf-8"))
-    except ValueError as e:
-        raise Refused("blob-damaged", "the class names are not a JSON list: {}".format(e)) from e
-    return tuple(str(n) for n in names) if isinstance(names, list) else ()
+    names: Tuple[str, ...] = ()
+    if request.labels is not None:
+        names = parse_label_names(Store(Path(request.root)).read_blob(request.labels))
+    return {"predictions": rank_classes(_outputs(request, images, say, "predict"), names, 5)}
 
 
 _TASKS: Dict[str, Callable[[WorkRequest, Say, bytes], Dict[str, Any]]] = {

@@ -18,13 +18,14 @@ REPO = Path(__file__).resolve().parent.parent
 CACHE = REPO / ".cache" / "pythons"
 
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
+    # Pillow is the one optional extra on a device; its versions differ so that tests can hold them to the same pixels.
     # 3.8 never got LiteRT; tflite-runtime was built for numpy 1, though its metadata does not say so.
-    "3.8": ("numpy<2", "onnxruntime==1.19.2", "tflite-runtime==2.14.0"),
-    "3.9": ("numpy<2.1", "onnxruntime==1.19.2", "ai-edge-litert==2.1.0"),
-    "3.10": ("numpy<2.3", "onnxruntime==1.23.2", "ai-edge-litert>=2.1,<2.4"),
-    "3.11": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0"),
-    "3.12": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0"),
-    "3.13": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0"),
+    "3.8": ("numpy<2", "onnxruntime==1.19.2", "tflite-runtime==2.14.0", "pillow==10.4.0"),
+    "3.9": ("numpy<2.1", "onnxruntime==1.19.2", "ai-edge-litert==2.1.0", "pillow==11.3.0"),
+    "3.10": ("numpy<2.3", "onnxruntime==1.23.2", "ai-edge-litert>=2.1,<2.4", "pillow>=12,<13"),
+    "3.11": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0", "pillow>=13"),
+    "3.12": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0", "pillow>=13"),
+    "3.13": ("numpy>=1.26", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0", "pillow>=13"),
 }
 
 

@@ -20,7 +20,7 @@ HINTS = {
     "agent-too-old": "pip install --upgrade edgevit",
     "older-version": "edgevit deploy BUNDLE {name} --allow-older, or edgevit rollback {name}",
     "digest-mismatch": "edgevit verify BUNDLE; then deploy again",
-    "no-space": "free space on {name} (df -h there), then deploy again: what arrived is kept",
+    "no-space": "free space on {name} (df -h there), then try again: what arrived is kept",
     "io-error": "look at the device's disk: ssh to {name}, then dmesg | tail",
     "not-installed": "edgevit deploy BUNDLE {name}",
     "blob-missing": "edgevit deploy BUNDLE {name}",
@@ -44,6 +44,8 @@ HINTS = {
     "no-previous": "edgevit deploy BUNDLE {name}",
     "no-active": "edgevit deploy BUNDLE {name}",
     "bad-request": "edgevit target probe {name}",
+    "no-pillow": "edgevit target provision {name} --with-pillow",
+    "bad-image": "give a JPEG or PNG file, or an .npy file of uint8 (height, width, 3)",
     "no-daemon": "edgevit target daemon logs {name}",
     "needs-root": "type them there (ssh to {name}), then try again",
 }
