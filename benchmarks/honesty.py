@@ -2,8 +2,8 @@
 
 1. p50 of the agent beside a bare loop over the same file, runtime, threads and samples: fresh processes on both sides, with as
    many processes and as much warm-up, alternating A B A B …; the ratio of the medians over rounds. Goal: within 2 %.
-2. ``standard``, repeated: the standard deviation of its p50 over the repetitions, and how many of the intervals that are shown
-   with it hold the median of all.
+2. ``standard``, repeated: the standard deviation of its p50 over the repetitions, that of a bare loop beside each (that much is
+   the machine's own), and how many of the intervals that are shown with it hold the median of all.
 
 What falsified a round (another load on the machine) is named, and the round is left out of 2, kept in 1: there both sides
 had it. Give a bundle directory to use another model than the digits'.
@@ -114,7 +114,7 @@ def agent_run(session: Session, plan: wire.RunPlan, variant: wire.Variant) -> wi
 
 
 def compare_with_bare(
-    session: Session, bundle: Bundle, artifact: wire.Artifact, variant: wire.Variant, rounds: int, samples: int, folder: Path
+    session: Session, bundle: Bundle, artifact: wire.Artifact, variant: wire.Variant, folder: Path, rounds: int, samples: int
 ) -> None:
     """Part 1, one line."""
     plan = dataclasses.replace(PLANS["standard"], processes=1, min_samples=samples, min_seconds=0.0, accuracy=False)
@@ -136,28 +136,40 @@ def compare_with_bare(
     )
 
 
-def repeat_standard(session: Session, variant: wire.Variant, repeats: int) -> None:
-    """Part 2, one line and what falsified any."""
-    medians, intervals = [], []
+def repeat_standard(
+    session: Session, bundle: Bundle, artifact: wire.Artifact, variant: wire.Variant, folder: Path, repeats: int
+) -> None:
+    """Part 2, one line and what falsified any. The bare loop goes beside each, so that the machine's own share is seen."""
+    plan = dataclasses.replace(PLANS["standard"], accuracy=False)
+    medians, beside, held = [], [], []
     for _ in range(repeats):
-        run = agent_run(session, dataclasses.replace(PLANS["standard"], accuracy=False), variant)
+        run = agent_run(session, plan, variant)
         (summary,) = summarize(run)
         if not summary.verdict.valid or summary.p50_ms is None:
             print(f"  left out: {'; '.join(summary.verdict.reasons)}")
             continue
+        as_many = dataclasses.replace(plan, min_samples=summary.n // plan.processes)
+        other = [t for _ in range(plan.processes) for t in bare(bundle, artifact, variant, as_many, folder)]
         medians.append(summary.p50_ms)
-        intervals.append(summary.p50_interval_ms)
+        beside.append(statistics.median(other) / 1e6)
+        held.append(summary.p50_interval_ms)
     if len(medians) < 2:
         print(f"{variant.artifact:22s} {variant.runtime:12s} too few of {repeats} repetitions are VALID for a deviation")
         return
-    middle, deviation = statistics.median(medians), statistics.stdev(medians)
-    held = sum(1 for i in intervals if i is not None and i[0] <= middle <= i[1])
+    middle = statistics.median(medians)
+    ratios = [a / b for a, b in zip(medians, beside, strict=True)]
     print(
-        f"{variant.artifact:22s} {variant.runtime:12s} standard p50 {middle:.3f} ms, std {deviation:.4f} ms "
-        f"({100 * deviation / middle:.2f} %), {min(medians):.3f} to {max(medians):.3f}, {len(medians)} of {repeats} VALID, "
-        f"{held} intervals hold the median",
+        f"{variant.artifact:22s} {variant.runtime:12s} standard p50 {middle:.3f} ms, std {_share(medians):.2f} % "
+        f"({min(medians):.3f} to {max(medians):.3f}); bare loop beside it: std {_share(beside):.2f} %; their ratio "
+        f"{statistics.median(ratios):.4f}, std {_share(ratios):.2f} %; {len(medians)} of {repeats} VALID, "
+        f"{sum(1 for i in held if i is not None and i[0] <= middle <= i[1])} intervals hold the median",
         flush=True,
     )
+
+
+def _share(values: list[float]) -> float:
+    """Standard deviation in percent of the mean."""
+    return 100 * statistics.stdev(values) / statistics.fmean(values)
 
 
 def main() -> None:
@@ -174,14 +186,16 @@ def main() -> None:
             facts = session.agent.probe()
             session.agent.install(bundle)
             found = list_variants(bundle.manifest, bundle.digest, facts, session.profile(facts), threads=(a.threads,))
-            artifacts = [(v, bundle.manifest.artifact(v.artifact)) for v in found.variants]
-            for variant, artifact in artifacts:
+            places = []
+            for number, variant in enumerate(found.variants):
+                artifact, folder = bundle.manifest.artifact(variant.artifact), Path(scratch) / str(number)
+                folder.mkdir()
                 if artifact is not None:
-                    folder = Path(scratch) / variant.artifact
-                    folder.mkdir()
-                    compare_with_bare(session, bundle, artifact, variant, a.rounds, a.samples, folder)
-            for variant, _ in artifacts if a.repeats else ():
-                repeat_standard(session, variant, a.repeats)
+                    places.append((session, bundle, artifact, variant, folder))
+            for place in places:
+                compare_with_bare(*place, a.rounds, a.samples)
+            for place in places if a.repeats else ():
+                repeat_standard(*place, a.repeats)
 
 
 if __name__ == "__main__":
