@@ -29,8 +29,8 @@ def plans_html(members: Sequence[Summary], runs: Sequence[Run]) -> str:
             parts.append(_line(f"{names}: no ratio: {c.absent}"))
         else:
             low, high = c.interval
-            told = f"B ÷ A {c.ratio:.4f} ({low:.4f} to {high:.4f}, 95 %, {c.blocks} blocks): {in_words(c)}"
-            parts.append(_line(f"{names}: {told}"))
+            words = f"B ÷ A {c.ratio:.4f} ({low:.4f} to {high:.4f}, 95 %, {c.blocks} blocks): {in_words(c)}"
+            parts.append(_line(f"{names}: {words}"))
         parts += [_line(f"left out: {text}") for text in c.left_out]
     for s in members:
         if s.sustained is not None:

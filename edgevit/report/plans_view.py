@@ -88,7 +88,7 @@ def operator_rows(s: Summary, top: int) -> tuple[str, list[tuple[str, ...]], str
     if profile is None:
         return "", [], ""
     total = max(sum(o.total_ns for o in profile.operators) + profile.left_out_ns, 1)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             o.name,
             o.kind,
