@@ -7,6 +7,7 @@ type, and under continuous integration (``CI`` set) it fails.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from device_agents import wire
 from scripts.pythons import REQUIREMENTS, environment_python, find_interpreter, is_ready
 from tests.support.agent_bundle import (
+    FAST_PLAN,
     AgentProcess,
     AgentRefused,
     Signer,
@@ -79,7 +81,8 @@ def test_the_whole_path(version: str, tmp_path: Path, signer: Signer, bundle: Ti
     assert agent.call("activate", stdin={"variant": wire.encode(bundle.variant()), "policy": "test"})["changed"]
     tflite = [r for r in wanted if r != "onnxruntime"]
     variants = [bundle.variant(), *(bundle.variant("tiny-tflite-fp32", r) for r in tflite)]
-    assert agent.call("submit", stdin=wire.encode(make_job(bundle, "run", *variants)))["queued"]
+    plan = dataclasses.replace(FAST_PLAN, profile_ops=True, sustained=True, affinity=(min(os.sched_getaffinity(0)),))
+    assert agent.call("submit", stdin=wire.encode(make_job(bundle, "run", *variants, plan=plan)))["queued"]
     run = agent.follow("run")
     assert run.status == "completed" and run.reason == ""
     for measurement in run.measurements:
@@ -87,6 +90,9 @@ def test_the_whole_path(version: str, tmp_path: Path, signer: Signer, bundle: Ti
         (series,) = measurement.series
         assert series.golden.passed and len(series.samples_ns) == 8
         assert measurement.accuracy and measurement.accuracy.images == 32
+        assert sum(w.count for w in series.windows) == 8 and series.affinity == plan.affinity
+        assert (measurement.profile is not None) == (measurement.variant.runtime == "onnxruntime")
+        assert measurement.profile is None or "Gemm" in [o.kind for o in measurement.profile.operators]
     assert run.measurements[0].accuracy and run.measurements[0].accuracy.correct == 29
     assert agent.call("ack", "run")["acknowledged"]
 
