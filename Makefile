@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOAK_SEED ?= 1
 
-.PHONY: help demo test check soak bench setup clean
+.PHONY: help demo test check soak lab bench setup clean
 
 help:
 	@echo "make demo   the whole path on handwritten digits, no network beyond installation"
 	@echo "make test   style, types, every test"
 	@echo "make soak   the long trials (kills, fuzzing); SOAK_SEED=N repeats one"
+	@echo "make lab    the whole path on an emulated arm64 machine: needs root, qemu, debootstrap; 15 minutes"
 	@echo "make bench  the ratios quoted in docs/measuring.md, measured here"
 
 setup:
@@ -30,6 +31,10 @@ test: check
 soak:
 	@sh scripts/setup.sh test
 	$(BIN)/python -m tests.soak --seed $(SOAK_SEED)
+
+lab:
+	@sh scripts/setup.sh test
+	$(BIN)/python -m tests.lab
 
 bench:
 	@sh scripts/setup.sh test

@@ -14,7 +14,7 @@ REFUSAL_CODES = (
     "not-installed", "blob-missing", "blob-damaged", "no-such-artifact", "does-not-fit", "provider-missing",
     "provider-mismatch", "scheme-refused", "runtime-too-old", "golden-mismatch", "bad-job", "no-such-run", "worker-timeout",
     "worker-died", "worker-memory", "worker-failed", "no-profiler", "busy", "interrupted", "bad-request", "no-previous",
-    "no-active", "no-systemd", "needs-root", "no-daemon", "no-pillow", "bad-image",
+    "no-active", "run-damaged", "no-systemd", "needs-root", "no-daemon", "no-pillow", "bad-image",
 )  # fmt: skip
 """Every code a refusal can carry. Stable: hosts of other versions know them."""
 

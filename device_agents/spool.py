@@ -152,6 +152,7 @@ def follow(store: Store, console: Console, agent_sha256: str, run_id: str) -> No
         if state == "done":
             data = store.read(store.spool_path(run_id, "run"), wire.MAX_RUN_BYTES)
             if data is not None:
+                _check_result(store, run_id, data)
                 console.emit_line(b'{"type":"result","value":' + data.strip() + b"}")
                 return
             continue
@@ -162,6 +163,27 @@ def follow(store: Store, console: Console, agent_sha256: str, run_id: str) -> No
                 raise Refused("io-error", "the server ends without taking run {}: {}".format(run_id, _log_tail(store)))
         console.alive()
         time.sleep(POLL_S)
+
+
+def _check_result(store: Store, run_id: str, data: bytes) -> None:
+    """A result that the disk damaged is set aside, so that it holds up no other, and refused as ``run-damaged``."""
+    try:
+        if isinstance(json.loads(data.decode("utf-8")), dict):
+            return
+        problem = "it is no object"
+    except ValueError as e:
+        problem = str(e)
+    aside = store.spool_path(run_id, "damaged")
+    try:
+        os.rename(str(store.spool_path(run_id, "run")), str(aside))
+        sync_folder(aside.parent)
+    except OSError as e:
+        raise refuse_os_error(e, "setting {} aside".format(aside)) from e
+    raise Refused(
+        "run-damaged",
+        "the result of run {} was damaged on the device's disk ({}); it is set aside as {}".format(run_id, problem, aside),
+        "check the device's card, then bench again",
+    )
 
 
 def _log_tail(store: Store) -> str:

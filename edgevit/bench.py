@@ -127,17 +127,22 @@ def bring_home(
     agent: Agent, store: RunStore, progress: Progress, *, wait: bool, wait_for: Collection[str] = ()
 ) -> list[Measured]:
     """Every result that waits on the device, oldest first; with ``wait`` those still being measured as well, or those runs of
-    them that ``wait_for`` names."""
-    home = []
+    them that ``wait_for`` names. A result that the device's disk damaged is raised once the others are home."""
+    home: list[Measured] = []
+    damaged: list[DeviceRefused] = []
     for entry in agent.waiting():
         if entry.state == "done" or wait or entry.run_id in wait_for:
             try:
                 run = agent.follow(entry.run_id, progress)
             except DeviceRefused as error:
-                if error.code != "no-such-run":
+                if error.code == "run-damaged":
+                    damaged.append(error)  # the others come home first
+                elif error.code != "no-such-run":  # else: whoever submitted it brought it home since the device was asked
                     raise
-                continue  # whoever submitted it brought it home since the device was asked
+                continue
             home.append(_store_and_acknowledge(agent, run, store))
+    if damaged:
+        raise damaged[0]
     return home
 
 

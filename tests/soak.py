@@ -6,23 +6,46 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
+from tests.support.agent_bundle import make_signer
+from tests.support.fuzz import fuzz, make_readers
 from tests.support.kills import run_trials
+from tests.support.sabotage import kill_steps
+
+
+class Tally(Protocol):
+    """What trials came to."""
+
+    problems: list[str]
+
+    def text(self) -> str: ...
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=60, help="of host or agent at random moments of deploy and bench")
+    parser.add_argument("--steps", type=float, default=1.0, help="share of the agent's steps that are killed before")
+    parser.add_argument("--inputs", type=int, default=100_000, help="damaged inputs for the readers of untrusted bytes")
     a = parser.parse_args()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        tally = run_trials(Path(scratch), a.seed, a.kills)
-    print(f"kills, seed {a.seed}: {tally.text()}; {time.monotonic() - began:.0f} s")
-    for problem in tally.problems:
+    problems: list[str] = []
+
+    def told(what: str, work: Callable[[Path], Tally]) -> None:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as scratch:
+            tally = work(Path(scratch))
+        print(f"{what}, seed {a.seed}: {tally.text()}; {time.monotonic() - began:.0f} s", flush=True)
+        problems.extend(f"{what}: {text}" for text in tally.problems)
+
+    told("fuzzing", lambda folder: fuzz(make_readers(folder, make_signer(folder / "keys")), a.seed, a.inputs))
+    told("kills at every step", lambda folder: kill_steps(folder / "work", make_signer(folder / "keys"), a.seed, a.steps))
+    told("kills at random moments", lambda folder: run_trials(folder, a.seed, a.kills))
+    for problem in problems:
         print(f"  PROBLEM {problem}")
-    return int(bool(tally.problems))
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

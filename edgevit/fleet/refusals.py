@@ -46,6 +46,7 @@ HINTS = {
     "bad-request": "edgevit target probe {name}",
     "no-pillow": "edgevit target provision {name} --with-pillow",
     "bad-image": "give a JPEG or PNG file, or an .npy file of uint8 (height, width, 3)",
+    "run-damaged": "check the card of {name} (ssh there, then dmesg | tail); then edgevit bench again",
     "no-daemon": "edgevit target daemon logs {name}",
     "needs-root": "type them there (ssh to {name}), then try again",
 }

@@ -1,4 +1,4 @@
-"""The daemon as a real process: works jobs off, survives its death, ends what is cancelled, keeps to its quota, idles cheaply."""
+"""The daemon as a real process: works jobs, survives its death, ends what is cancelled, keeps to its quota, idles cheaply."""
 
 from __future__ import annotations
 

@@ -1,0 +1,143 @@
+"""A seeded slice of the kills at every step, and devices with a full disk, a read-only store, a wrong clock, a torn spool."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device_agents import wire
+from tests.support.agent_bundle import AgentProcess, AgentRefused, Signer, make_bundle, make_job, make_signer
+from tests.support.sabotage import COMMANDS, kill_steps, with_wrong_clock
+
+
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    return make_signer(tmp_path_factory.mktemp("keys"))
+
+
+def test_killed_before_any_step_every_command_can_be_given_again(tmp_path: Path, signer: Signer) -> None:
+    tally = kill_steps(tmp_path, signer, seed=11, share=0.03)
+    assert tally.problems == [], tally.text()
+    assert set(tally.steps) == set(COMMANDS) and all(tally.steps.values())
+    assert tally.killed.total() >= 4, f"the slice hardly killed anything: {tally.text()}"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_costs_neither_the_active_bundle_nor_a_result(small_disk: Path, signer: Signer) -> None:
+    agent = AgentProcess(small_disk / "root").upload()
+    agent.allow(signer)
+    first = make_bundle(signer)
+    agent.install(first)
+    agent.call("probe")
+    request = {"variant": wire.encode(first.variant()), "policy": "test", "allow_older": False}
+    agent.call("activate", stdin=request)
+    with pytest.raises(AgentRefused) as refused:
+        agent.install(make_bundle(signer, version=2, extra_blob=os.urandom(5_000_000)))
+    assert refused.value.code == "no-space"
+    agent.call("submit", stdin=wire.encode(make_job(first, "before")))
+    before = agent.follow("before")
+    filler = small_disk / "filler"
+    with filler.open("wb") as f:
+        try:
+            while True:
+                f.write(b"x" * 4096)
+                f.flush()
+        except OSError:
+            pass
+    with pytest.raises(AgentRefused) as refused:
+        agent.call("submit", stdin=wire.encode(make_job(first, "during")))
+    assert refused.value.code == "no-space"
+    assert agent.follow("before") == before, "a result that waits is not touched"
+    assert agent.call("activate", stdin=request)["changed"] is False
+    filler.unlink()
+    assert agent.call("ack", "before") == {"acknowledged": True}
+    agent.call("submit", stdin=wire.encode(make_job(first, "during")))
+    assert agent.follow("during").status == "completed"
+
+
+def test_a_store_that_became_read_only_is_named(small_disk: Path, signer: Signer) -> None:
+    """As a worn-out card does it."""
+    agent = AgentProcess(small_disk / "root").upload()
+    agent.allow(signer)
+    bundle = make_bundle(signer)
+    agent.install(bundle)
+    agent.call("probe")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for command, stdin in (
+        ("submit", wire.encode(make_job(bundle, "nowhere"))),
+        ("activate", {"variant": wire.encode(bundle.variant()), "policy": "test", "allow_older": False}),
+        ("gc", b""),
+    ):
+        with pytest.raises(AgentRefused) as refused:
+            agent.call(command, stdin=stdin)
+        assert refused.value.code == "io-error" and "Read-only file system" in refused.value.message, command
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    agent.call("submit", stdin=wire.encode(make_job(bundle, "somewhere")))
+    assert agent.follow("somewhere").status == "completed"
+
+
+def test_a_clock_a_year_behind_loses_nothing(tmp_path: Path, signer: Signer) -> None:
+    """A board without a battery starts in the past: versions, signatures, stale parts and marks must not depend on it."""
+    agent = AgentProcess(tmp_path / "root").upload()
+    agent.allow(signer)
+    first, second = make_bundle(signer), make_bundle(signer, version=2)
+    agent.install(first)
+    agent.call("submit", stdin=wire.encode(make_job(first, "before")))
+    agent.follow("before")
+    behind = with_wrong_clock(agent, tmp_path / "hooks")
+    behind.install(second)
+    request = {"variant": wire.encode(second.variant()), "policy": "test", "allow_older": False}
+    assert behind.call("activate", stdin=request)["changed"]
+    behind.call("submit", stdin=wire.encode(make_job(second, "after")))
+    run = behind.follow("after")
+    assert run.status == "completed" and run.started_at < agent.follow("before").started_at
+    behind.call("gc")
+    assert {r["run_id"] for r in behind.call("waiting")["runs"]} == {"before", "after"}
+    for name in ("before", "after"):
+        assert behind.call("ack", name) == {"acknowledged": True}
+        assert agent.call("submit", stdin=wire.encode(make_job(first, name))) == {"run_id": name, "queued": False}
+
+
+@pytest.mark.parametrize("damage", [b"\xff\x00garbage\n", b'{"type":"progr', b"[1,2,3]\n", b"\n\n\n", b'{"type":5}\n'])
+def test_a_corrupt_line_in_the_spool_is_passed_over(tmp_path: Path, signer: Signer, damage: bytes) -> None:
+    agent = AgentProcess(tmp_path / "root").upload()
+    agent.allow(signer)
+    bundle = make_bundle(signer)
+    agent.install(bundle)
+    (agent.root / "spool" / "torn.part").write_bytes(b'{"type":"attempt","attempt":1,"at":"x"}\n' + damage)
+    agent.call("submit", stdin=wire.encode(make_job(bundle, "torn")))
+    run = agent.follow("torn")
+    assert (run.status, run.attempt) == ("completed", 2)
+
+
+def test_a_damaged_result_is_named_and_does_not_stop_the_others(tmp_path: Path, signer: Signer) -> None:
+    agent = AgentProcess(tmp_path / "root").upload()
+    agent.allow(signer)
+    bundle = make_bundle(signer)
+    agent.install(bundle)
+    agent.call("submit", stdin=wire.encode(make_job(bundle, "whole")))
+    agent.follow("whole")
+    (agent.root / "spool" / "damaged.run").write_bytes(b'{"schema":"edgevit.run/1",')
+    with pytest.raises(AgentRefused) as refused:
+        agent.follow("damaged")
+    assert refused.value.code == "run-damaged"
+    assert [r["run_id"] for r in agent.call("waiting")["runs"]] == ["whole"]
+    assert (agent.root / "spool" / "damaged.damaged").read_bytes().startswith(b'{"schema"'), "what is left of it is kept"
+    assert agent.follow("whole").status == "completed"
