@@ -50,6 +50,14 @@ def install_daemon(store: Store, console: Console, agent_sha256: str) -> Dict[st
             _linger()
         for sandboxed in (True, False):
             text = render_unit(_settings(store, agent_sha256, request, kind, sandboxed))
+            if manager.holds(text) and _is_up(store, manager):
+                break
+            if store.has_daemon() and store.queued():
+                raise Refused(
+                    "busy",
+                    "the daemon has {} jobs to do, and another unit would begin the first anew".format(len(store.queued())),
+                    "edgevit collect --wait, then install it again",
+                )
             manager.write(store, text)
             manager.restart(store)
             if _comes_up(store, manager):
@@ -195,14 +203,18 @@ def _comes_up(store: Store, manager: Manager) -> bool:
     """Whether a daemon of this unit holds the lock and told what it is, within the time that starting takes."""
     deadline = time.monotonic() + STARTS_WITHIN_S
     while time.monotonic() < deadline:
-        state = read_daemon(store)
-        here = state is not None and state.unit == manager.unit and os.path.exists("/proc/{}".format(state.pid))
-        if here and store.has_daemon() and manager.state().startswith("active"):
+        if _is_up(store, manager):
             return True
         if manager.state().startswith("failed"):
             return False
         time.sleep(0.2)
     return False
+
+
+def _is_up(store: Store, manager: Manager) -> bool:
+    state = read_daemon(store)
+    here = state is not None and state.unit == manager.unit and os.path.exists("/proc/{}".format(state.pid))
+    return here and store.has_daemon() and manager.state().startswith("active")
 
 
 def remove_daemon(store: Store) -> bool:

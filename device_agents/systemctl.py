@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -37,11 +36,15 @@ class Manager:
             self._systemctl = ["systemctl", "--user"]
             self.path = Path(os.path.expanduser("~/.config/systemd/user")) / unit
 
+    def holds(self, text: str) -> bool:
+        """Whether the unit lies in its place with this text."""
+        try:
+            return self.path.read_text(encoding="utf-8") == text
+        except (OSError, ValueError):
+            return False
+
     def write(self, store: Store, text: str) -> None:
         """Put the unit in its place. ``needs-root`` with the commands where this user may not."""
-        with contextlib.suppress(OSError):
-            if self.path.read_text(encoding="utf-8") == text:
-                return
         if self.kind == "user":
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             store.write(self.path, text.encode("utf-8"))
