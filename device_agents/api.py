@@ -18,7 +18,7 @@ import os
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
 
 # All of it at once: the agent's file may be replaced while an application of months ago still runs from it.
 from device_agents import wire
@@ -46,7 +46,8 @@ Seen = Optional[Tuple[int, int, int]]
 """What tells one ``active.json`` from the next: it is replaced by renaming another file onto it."""
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """One class: its name (empty where the bundle has none), its probability, its number, and the digest of the bundle."""
 
     label: str

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 from device_agents.errors import Refused
 from device_agents.store import Store
@@ -59,6 +59,12 @@ def _predict(root: str, images: List[str], top: int, as_json: bool) -> None:
                 _say("  {:5.1f} %  {}".format(100 * g.probability, g.label or "class {}".format(g.index)))
     if as_json:
         active = model.active
-        document = {"schema": "edgevit.predict-on-device/1", "bundle": active.variant.bundle, "name": active.bundle_name}
-        document.update(version=active.bundle_version, artifact=active.variant.artifact, images=rows)
+        document: Dict[str, Any] = {
+            "schema": "edgevit.predict-on-device/1",
+            "bundle": active.variant.bundle,
+            "name": active.bundle_name,
+            "version": active.bundle_version,
+            "artifact": active.variant.artifact,
+            "images": rows,
+        }
         _say(json.dumps(document, indent=2, ensure_ascii=False))

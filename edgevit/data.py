@@ -176,7 +176,10 @@ def _load(source: Path | bytes, preprocessing: Preprocessing, where: str) -> NDA
         raise DataError(f"{where}: not an image that Pillow can read") from e
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{where}: the image is damaged or unreadable: {e}") from e
-    return np.asarray(fit_image(image, preprocessing))
+    try:
+        return np.asarray(fit_image(image, preprocessing))
+    except ValueError as e:
+        raise DataError(f"{where}: {image.width} × {image.height} pixels cannot be resized: {e}") from e
 
 
 def fit_image(image: Any, p: Preprocessing) -> Any:

@@ -15,6 +15,7 @@ from device_agents import pictures
 from device_agents.errors import Refused
 from device_agents.wire import Preprocessing
 from edgevit.data import load_pixels
+from edgevit.errors import DataError
 
 PLAIN = Preprocessing(24, 24, 27, "bicubic", "center", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 
@@ -51,7 +52,7 @@ def test_the_device_makes_the_hosts_pixels_of_any_size_and_preparation(
     data = encoded(drawn(width, height), kind)
     try:
         expected = load_pixels(data, preparation)
-    except ValueError:  # so narrow that a side is rounded to nothing
+    except DataError:  # so narrow that a side is rounded to nothing
         with pytest.raises(Refused, match="cannot be resized"):
             pictures.load_picture(data, preparation)
         return
