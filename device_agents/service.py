@@ -40,8 +40,8 @@ def install_daemon(store: Store, console: Console, agent_sha256: str) -> Dict[st
     """
     request = _parse_request(console.read_json("daemon-install"))
     store.create()
-    _check_systemd()
     store.write(store.launch_path, launcher_text().encode("utf-8"))
+    _check_systemd(store, agent_sha256)
     kind = request.kind if request.kind != "auto" else ("system" if may_sudo() else "user")
     console.progress("daemon", 0, 1, "", "a {} unit".format(kind))
     with console.heartbeat():
@@ -175,12 +175,13 @@ def _group_exists(name: str) -> bool:
     return True
 
 
-def _check_systemd() -> None:
+def _check_systemd(store: Store, agent_sha256: str) -> None:
     if not has_systemd():
+        command = [sys.executable, "-I", str(store.launch_path), agent_sha256, str(store.root), "daemon"]
         raise Refused(
             "no-systemd",
             "systemd does not run this device (no /run/systemd/system)",
-            "start the daemon by what does, such as a line in crontab: @reboot python3 -I ROOT/agent/launch.py … daemon",
+            "let what does start it, such as this line of crontab -e there: @reboot {}".format(" ".join(command)),
         )
 
 
