@@ -31,6 +31,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".
 LABELS_FILE = "labels.csv"
 """A folder that holds this file is read as that CSV."""
 
+MAX_ENLARGEMENT = 16
+"""CIFAR's 32 pixels in a model of 224 are enlarged eight times; an image of a few pixels shows a model nothing."""
+
 MAX_IMAGE_PIXELS = 200_000_000
 """A file that claims more pixels than this is refused before it is decoded (a decompression bomb)."""
 
@@ -176,6 +179,13 @@ def _load(source: Path | bytes, preprocessing: Preprocessing, where: str) -> NDA
         raise DataError(f"{where}: not an image that Pillow can read") from e
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{where}: the image is damaged or unreadable: {e}") from e
+    short = min(image.size)
+    if preprocessing.resize_short > MAX_ENLARGEMENT * short:
+        raise DataError(
+            f"{where}: {image.width} × {image.height} pixels would be enlarged {preprocessing.resize_short / short:.0f} times, "
+            f"at most {MAX_ENLARGEMENT} are accepted",
+            hint="give images such as the model will see",
+        )
     try:
         return np.asarray(fit_image(image, preprocessing))
     except ValueError as e:
