@@ -134,7 +134,7 @@ def pixels(
 ) -> NDArray[np.uint8]:
     """The chosen images as uint8 (len(indices), height, width, 3), in the order asked; ``on_done`` hears how many are ready.
 
-    Raises :class:`DataError` naming the file and row of an image that cannot be read.
+    Raises :class:`DataError` naming the file and row of an image that cannot be read, or is too small to teach anything.
     """
     import numpy as np
 
@@ -143,7 +143,7 @@ def pixels(
 
     def fill(job: tuple[int, ImageItem, bytes | None]) -> None:
         slot, item, data = job
-        out[slot] = _load(item.path if data is None else data, preprocessing, item.where)
+        out[slot] = _load(item.path if data is None else data, preprocessing, item.where, of_a_set=True)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         for done, _ in enumerate(pool.map(fill, jobs), start=1):
@@ -157,10 +157,10 @@ def load_pixels(source: Path | bytes, preprocessing: Preprocessing) -> NDArray[n
 
     Raises :class:`DataError` where it cannot be read, :class:`MissingExtra` where numpy or Pillow is not installed.
     """
-    return _load(source, preprocessing, "the image" if isinstance(source, bytes) else str(source))
+    return _load(source, preprocessing, "the image" if isinstance(source, bytes) else str(source), of_a_set=False)
 
 
-def _load(source: Path | bytes, preprocessing: Preprocessing, where: str) -> NDArray[np.uint8]:
+def _load(source: Path | bytes, preprocessing: Preprocessing, where: str, *, of_a_set: bool) -> NDArray[np.uint8]:
     try:
         import numpy as np
     except ModuleNotFoundError as e:
@@ -180,7 +180,7 @@ def _load(source: Path | bytes, preprocessing: Preprocessing, where: str) -> NDA
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{where}: the image is damaged or unreadable: {e}") from e
     short = min(image.size)
-    if preprocessing.resize_short > MAX_ENLARGEMENT * short:
+    if of_a_set and preprocessing.resize_short > MAX_ENLARGEMENT * short:
         raise DataError(
             f"{where}: {image.width} × {image.height} pixels would be enlarged {preprocessing.resize_short / short:.0f} times, "
             f"at most {MAX_ENLARGEMENT} are accepted",

@@ -155,14 +155,16 @@ def test_an_unreadable_image_names_file_and_row(folder: Path, cache: Cache) -> N
 
 
 @pytest.mark.parametrize(("size", "taken"), [((14, 14), True), ((13, 13), False), ((1, 1), False), ((13, 400), False)])
-def test_a_picture_of_a_few_pixels_shows_a_model_nothing(tmp_path: Path, size: tuple[int, int], taken: bool) -> None:
+def test_a_picture_of_a_few_pixels_teaches_nothing(tmp_path: Path, cache: Cache, size: tuple[int, int], taken: bool) -> None:
+    """A set of them is refused; a person's own picture may be as small as it is."""
     picture(3, *size).save(tmp_path / "tiny.png")
-    wanted = prepared(224, crop_pct=1.0)
+    wanted, images = prepared(224, crop_pct=1.0), open_data(tmp_path, cache)
+    assert load_pixels(tmp_path / "tiny.png", wanted).shape == (224, 224, 3)
     if taken:
-        assert load_pixels(tmp_path / "tiny.png", wanted).shape == (224, 224, 3)
+        assert pixels(images, wanted, [0]).shape == (1, 224, 224, 3)
         return
     with pytest.raises(DataError, match=rf"tiny\.png: {size[0]} × {size[1]} pixels would be enlarged \d+ times, at most 16"):
-        load_pixels(tmp_path / "tiny.png", wanted)
+        pixels(images, wanted, [0])
 
 
 def test_labels_out_of_range_and_unknown_names(folder: Path, cache: Cache) -> None:
