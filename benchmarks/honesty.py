@@ -1,8 +1,8 @@
 """Is a figure of ``bench`` what a person would measure by hand, and is it the same the next time?
 
 1. The agent's own loading and timing beside a bare loop over the same file, input, runtime and threads. Each side is a fresh
-   process; the two take turns of some calls, A B B A …, so that what drifts on the machine meets both alike. A pair of processes
-   gives one ratio of medians; the figure is the median over pairs with its standard error. Goal: within 2 %.
+   process; the two take turns of some calls, A B B A …, so that what drifts on the machine meets both alike. A pair of
+   processes gives one ratio of medians; the figure is the median over pairs with its standard error. Goal: within 2 %.
 2. ``standard``, repeated, through submit, queue, server and spool: the standard deviation of its p50 over the repetitions, that
    of a bare loop after each in as many processes and samples (so much is the machine's own), and how many of the intervals that
    are shown with it hold the median of all. A repetition that something falsified is named and left out.
