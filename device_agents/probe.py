@@ -35,10 +35,10 @@ def collect_facts(store: Store, agent_sha256: str, quick: bool, alive: Callable[
     environment, absent["environment"] = read_environment(store)
     if environment is not None:
         del absent["environment"]
-    active = None
+    active = previous = None
     try:
         state = read_active(store)
-        active = state.active if state else None
+        active, previous = (state.active, state.previous) if state else (None, None)
         if state is None:
             absent["active"] = "nothing was activated yet"
     except Refused as e:
@@ -75,6 +75,7 @@ def collect_facts(store: Store, agent_sha256: str, quick: bool, alive: Callable[
         absent={},
         soabi=_text(read_soabi()),
         environment=environment,
+        previous=previous,
     )
     return _with_reasons(facts, absent, board.absent(), keygen_absent)
 

@@ -722,6 +722,7 @@ class Facts:
     absent: Dict[str, str] = items(200)
     soabi: Optional[str] = text(max_len=120, default=None)
     environment: Optional[Environment] = None
+    previous: Optional[Active] = None
 
 
 @record

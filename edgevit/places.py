@@ -45,6 +45,11 @@ def fleet_path() -> Path:
     return Path(given).expanduser().absolute() if given else config_dir() / "fleet.yaml"
 
 
+def audit_path() -> Path:
+    """The log of what was done to targets from here: JSON lines, only ever added to."""
+    return data_dir() / "audit.jsonl"
+
+
 def local_root() -> Path:
     """The root of the agent behind the ``local`` target."""
     return data_dir() / "local-agent"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +17,7 @@ from edgevit.places import fleet_path
 if TYPE_CHECKING:
     from device_agents.wire import Facts
     from edgevit.fleet.agent import Agent
+    from edgevit.fleet.audit import Action, Detail, Record
     from edgevit.fleet.inventory import Target
     from edgevit.profile import Profile
 
@@ -25,10 +26,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Session:
-    """One target with an agent that answers."""
+    """One target with an agent that answers; ``record``: what the audit log will say, where it will."""
 
     target: Target
     agent: Agent
+    record: Record | None = None
+
+    def note(self, **details: Detail) -> None:
+        """Details for the audit log, where this is an action that it keeps."""
+        if self.record is not None:
+            self.record.note(**details)
 
     def profile(self, facts: Facts) -> Profile:
         """The target's profile; for ``local`` the generic one that its facts propose. A board that is not what the profile
@@ -86,23 +93,34 @@ def _provision_local(session: Session, sign_key: Path | None) -> None:
     public = signing.public_line(key)
     line = signing.allowed_signers_line(principal(), public)
     if line not in session.agent.signers():
-        session.agent.allow([line], replace=False)
+        from edgevit.fleet.audit import Action, recording
+
+        with recording(Action("key allow", {"key": signing.fingerprint(public), "signer": principal()}), session.target):
+            session.agent.allow([line], replace=False)
         say(f"local: {signing.fingerprint(public)} may sign from now on")
 
 
 def each_target(
-    patterns: Sequence[str], work: Callable[[Session], T], *, sign_key: Path | None = None
+    patterns: Sequence[str],
+    work: Callable[[Session], T],
+    *,
+    sign_key: Path | None = None,
+    action: Action | None = None,
 ) -> tuple[list[tuple[str, T]], int]:
     """``work`` on every target selected, in parallel: (what came back by target, the exit code).
 
     Failures are shown as they stand; the rest is finished. 3 if a device was unreachable or refused, else the worst other.
+    An ``action`` is kept in the audit log for each target, however it ends there.
     """
+    from edgevit.fleet.audit import recording
 
     targets = {t.name: t for t in select_targets(patterns)}
 
     def one(name: str) -> T:
-        with open_session(targets[name], sign_key) as session:
-            return work(session)
+        with ExitStack() as opened:
+            record = opened.enter_context(recording(action, targets[name])) if action is not None else None
+            session = opened.enter_context(open_session(targets[name], sign_key))
+            return work(replace(session, record=record))
 
     done, failed = over_targets(list(targets), one)
     return done, show_failures(failed)

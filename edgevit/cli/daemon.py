@@ -37,6 +37,8 @@ def daemon() -> None:
 @json_option
 def install(targets: Sequence[str], kind: str, user: str | None, quota_mb: int | None, as_json: bool) -> int:
     """Keep the agent running on TARGETs, and show which protections really hold there."""
+    from edgevit.fleet.audit import Action
+
     with showing_progress() as progress:
 
         def work(session: Session) -> DaemonStatus:
@@ -49,9 +51,10 @@ def install(targets: Sequence[str], kind: str, user: str | None, quota_mb: int |
                 quota_mb=quota_mb,
                 progress=progress,
             )
+            session.note(unit=status.unit, kind=status.kind)
             return status
 
-        done, code = each_target(targets, work)
+        done, code = each_target(targets, work, action=Action("daemon install"))
     _show(done, as_json)
     return code
 
@@ -88,7 +91,14 @@ def logs(targets: Sequence[str], lines: int, as_json: bool) -> int:
 @targets_argument
 def remove(targets: Sequence[str]) -> int:
     """Stop the daemon of TARGETs and remove its unit. What waits in its queue and spool stays."""
-    done, code = each_target(targets, lambda session: session.agent.remove_daemon())
+    from edgevit.fleet.audit import Action
+
+    def work(session: Session) -> bool:
+        removed = session.agent.remove_daemon()
+        session.note(removed=removed)
+        return removed
+
+    done, code = each_target(targets, work, action=Action("daemon remove"))
     for name, removed in done:
         click.echo(f"{name}: {'the daemon is gone' if removed else 'there was no daemon'}")
     return code

@@ -18,7 +18,7 @@ from edgevit.cli.selection import choose_stored, gate_options
 from edgevit.select import POLICIES, Gates
 
 if TYPE_CHECKING:
-    from device_agents.wire import Facts, Variant
+    from device_agents.wire import Active, Facts, Variant
     from edgevit.bundle import Bundle
     from edgevit.results.store import Store
     from edgevit.select import Choice
@@ -76,9 +76,12 @@ def deploy_bundle(
 ) -> tuple[list[dict[str, Any]], int]:
     """Plan and (unless ``dry_run``) ship and activate on every target: what became of each, and the exit code. ``wanted`` is a
     policy, a variant, or None for the first that runs."""
-    from edgevit.fleet.deploy import apply_plan, plan_deploy
+    from edgevit.fleet.audit import Action
+    from edgevit.fleet.deploy import apply_plan, describe, plan_deploy
     from edgevit.results.store import open_store
 
+    named = {"bundle": opened.manifest.name, "version": opened.manifest.version, "digest": opened.digest}
+    action = None if dry_run else Action("deploy", named)
     with ExitStack() as opened_now:
         progress = opened_now.enter_context(showing_progress())
         store = opened_now.enter_context(open_store()) if wanted in POLICIES else None
@@ -86,6 +89,7 @@ def deploy_bundle(
         def work(session: Session) -> dict[str, Any]:
             facts = session.agent.probe()
             variant, policy, choice = _pick(session, opened, facts, wanted, gates, store)
+            session.note(variant=describe(variant), policy=policy)
             have = session.agent.have(opened.manifest.blobs())
             plan = plan_deploy(opened, session.target.name, facts, have, variant, policy, allow_older=allow_older)
             value = (plan if dry_run else apply_plan(plan, opened, session.agent, progress)).as_json()
@@ -95,7 +99,7 @@ def deploy_bundle(
                 store.add_choice(choice)
             return {**value, "choice": encode(choice), "text": value["text"] + _because(choice)}
 
-        done, code = each_target(targets, work)
+        done, code = each_target(targets, work, action=action)
     return [value for _, value in done], code
 
 
@@ -134,7 +138,16 @@ def _because(choice: Choice) -> str:
 @json_option
 def rollback(targets: Sequence[str], as_json: bool) -> int:
     """Activate what was active before, on TARGETs."""
-    done, code = each_target(targets, lambda session: session.agent.rollback())
+    from edgevit.fleet.audit import Action
+    from edgevit.fleet.deploy import describe
+
+    def work(session: Session) -> Active:
+        active = session.agent.rollback()
+        session.note(bundle=active.bundle_name, version=active.bundle_version, digest=active.variant.bundle)
+        session.note(variant=describe(active.variant), policy=active.policy)
+        return active
+
+    done, code = each_target(targets, work, action=Action("rollback"))
     if as_json:
         emit_json("rollback", {"targets": [{"target": name, "active": encode(active)} for name, active in done]})
         return code

@@ -65,10 +65,13 @@ def provision_targets(
     from edgevit import signing
     from edgevit.cli.build import signing_key
     from edgevit.cli.key import principal
+    from edgevit.fleet.audit import Action
     from edgevit.fleet.provision import Wishes, prepare, provision_target
     from edgevit.report.provision_view import as_values, render_provision
 
-    line = signing.allowed_signers_line(principal(), signing.public_line(signing_key(sign_key)))
+    public = signing.public_line(signing_key(sign_key))
+    line = signing.allowed_signers_line(principal(), public)
+    action = None if dry_run else Action("provision", {"key": signing.fingerprint(public), "signer": principal()})
     with showing_progress() as progress:
 
         def work(session: Session) -> tuple[Prepared, Facts, Provisioned | None]:
@@ -77,10 +80,12 @@ def provision_targets(
             prepared = prepare(agent, name, session.profile(facts), facts, line, wishes or Wishes(), progress)
             if dry_run:
                 return prepared, facts, None
+            session.note(runtimes=", ".join(prepared.plan.runtimes), requirements=", ".join(prepared.plan.requirements))
             now, provisioned = provision_target(agent, name, prepared, line, progress)
+            session.note(made=provisioned.made)
             return prepared, now, provisioned
 
-        done, code = each_target(targets, work, sign_key=sign_key)
+        done, code = each_target(targets, work, sign_key=sign_key, action=action)
     if as_json:
         rows = [{"target": name, **as_values(*found)} for name, found in done]
         emit_json("provision", {"dry_run": dry_run, "targets": rows})
@@ -100,7 +105,9 @@ def unprovision(targets: Sequence[str], yes: bool) -> int:
         if not has_terminal():
             raise UsageError("this removes the agent's whole folder there; nobody can be asked", hint="… --yes")
         click.confirm(f"Remove everything of edgevit from {', '.join(chosen)}?", abort=True, err=True)
-    done, code = each_target(chosen, lambda session: session.agent.unprovision())
+    from edgevit.fleet.audit import Action
+
+    done, code = each_target(chosen, lambda session: session.agent.unprovision(), action=Action("unprovision"))
     for name, _ in done:
         click.echo(f"{name}: nothing of edgevit is left there")
     return code

@@ -47,6 +47,7 @@ target.add_command(unprovision)
 @fingerprint_option
 def add(name: str, host: str, fingerprint: str | None, profile: str | None, provision: bool | None, **settings: Any) -> int:
     """Pin the host key, look at the board, propose its profile, keep it in the fleet file as NAME."""
+    from edgevit.fleet.audit import Action, recording
     from edgevit.fleet.connect import trust
     from edgevit.fleet.inventory import add_target, load_fleet, make_target
     from edgevit.places import fleet_path
@@ -68,12 +69,14 @@ def add(name: str, host: str, fingerprint: str | None, profile: str | None, prov
         tags=tuple(settings.pop("tags")),
         **settings,
     )
-    trust(new, TerminalPrompts(), fingerprint)
-    with open_session(new) as session:
-        facts = session.agent.probe()
-        chosen = session.profile(facts).name
-    new = new.model_copy(update={"profile": chosen})
-    add_target(fleet_path(), new)
+    with recording(Action("target add", {"host": host}), new) as record:
+        trust(new, TerminalPrompts(), fingerprint)
+        with open_session(new) as session:
+            facts = session.agent.probe()
+            chosen = session.profile(facts).name
+        record.note(profile=chosen)
+        new = new.model_copy(update={"profile": chosen})
+        add_target(fleet_path(), new)
     say(f"{name}: {facts.board_model or facts.cpu_model or facts.machine}, profile {chosen}; kept in {fleet_path()}")
     if facts.runtimes and facts.signers:
         return 0
@@ -136,25 +139,33 @@ def probe(targets: Sequence[str], as_json: bool) -> int:
 @fingerprint_option
 def trust(targets: Sequence[str], fingerprint: str | None) -> None:
     """Pin the host keys of TARGETs anew, after you know why they changed."""
+    from edgevit.fleet.audit import Action, recording
+    from edgevit.fleet.connect import known_fingerprints
     from edgevit.fleet.connect import trust as pin
     from edgevit.transport.prompts import TerminalPrompts
 
     for one in select_targets(targets):
         if one.name != "local":
-            say(f"{one.name}: {pin(one, TerminalPrompts(), fingerprint, replace=True)}")
+            before = ", ".join(known_fingerprints(one))
+            with recording(Action("target trust", {"before": before}), one) as record:
+                approved = pin(one, TerminalPrompts(), fingerprint, replace=True)
+                record.note(approved=approved)
+            say(f"{one.name}: {approved}")
 
 
 @target.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def remove(names: Sequence[str]) -> None:
     """Forget targets here. On the device nothing changes: `edgevit target unprovision` comes first if it should."""
+    from edgevit.fleet.audit import Action, recording
     from edgevit.fleet.inventory import load_fleet, remove_target
     from edgevit.places import fleet_path
 
-    known = [t.name for t in load_fleet(fleet_path()).targets]
+    known = {t.name: t for t in load_fleet(fleet_path()).targets}
     for name in names:
         if name not in known:
             raise UnknownName("target", name, known, hint="edgevit target list")
-    for name in names:
-        remove_target(fleet_path(), name)
+    for name in dict.fromkeys(names):
+        with recording(Action("target remove", {"host": known[name].host}), known[name]):
+            remove_target(fleet_path(), name)
         say(f"{name}: forgotten here")

@@ -100,6 +100,8 @@ class Agent:
         self.python = python
         self.root = root
         self._open_again = open_again
+        self.sent_agent = False
+        """Whether this device lacked this host's agent and was sent it."""
 
     @property
     def name(self) -> str:
@@ -327,6 +329,7 @@ class Agent:
             said = channel.read_line(SILENCE_S)
             status = channel.wait(END_S)
             if status == 0 and said == b"ok" and lost is None:
+                self.sent_agent = True
                 return
             check_start(self.name, status, said, channel.error_text())
             tail = channel.error_text().strip()[-1000:]

@@ -50,6 +50,19 @@ def connect(target: Target, prompts: Prompts) -> Iterator[Agent]:
         agent.close()
 
 
+def known_fingerprints(target: Target) -> tuple[str, ...]:
+    """The host keys by which this machine knows the target today, as ``SHA256:…``; none for ``local``."""
+    if target.is_local:
+        return ()
+    from edgevit.transport.hostkeys import lines_for, load_known_hosts
+    from edgevit.transport.sshconfig import resolve
+
+    settings = resolve(target.host, user=target.user, port=target.port, key=target.key, jump=target.jump)
+    known = load_known_hosts((pins_path(), *settings.known_hosts))
+    found = lines_for(known, settings.known_name, settings.known_port)
+    return tuple(dict.fromkeys(line.key.fingerprint for line in found))
+
+
 def trust(target: Target, prompts: Prompts, fingerprint: str | None = None, *, replace: bool = False) -> str:
     """Look at the target's host key, have it approved (or compare it with ``fingerprint``), pin it; returns its fingerprint.
 

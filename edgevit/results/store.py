@@ -227,6 +227,14 @@ class Store:
         with self._mapped("reading runs"), self._engine.begin() as connection:
             return [_restore(connection, row.run_id, row.document) for row in connection.execute(query).all()]
 
+    def last_run(self, target: str) -> wire.Run | None:
+        """The run of ``target`` that ended last, with all its samples; None where none came home."""
+        query = sa.select(schema.runs.c.run_id, schema.runs.c.document).where(schema.runs.c.target == target)
+        query = query.order_by(schema.runs.c.ended_at.desc(), schema.runs.c.run_id.desc()).limit(1)
+        with self._mapped(f"reading the last run of {target}"), self._engine.begin() as connection:
+            row = connection.execute(query).first()
+            return None if row is None else _restore(connection, row.run_id, row.document)
+
     def add_choice(self, choice: Choice) -> bool:
         """Keep a choice; False, changing nothing, where the newest of that target, bundle and policy says the same."""
         table, document = schema.choices, wire.dumps(choice).decode("utf-8")
