@@ -254,7 +254,11 @@ def collect(targets: Sequence[str], wait: bool, cancelled: Sequence[str]) -> int
             ended = cancel_runs(session.agent, cancelled)
             known.update(ended)
             home = bring_home(session.agent, store, progress, wait=wait, wait_for=ended)
-            return home, session.agent.waiting()
+            left = session.agent.waiting()
+            if any(run.state == "done" for run in left):  # done since the device was asked
+                home += bring_home(session.agent, store, progress, wait=False)
+                left = session.agent.waiting()
+            return home, left
 
         done, code = each_target(names, work)
     batches: dict[str, None] = {}

@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -283,3 +284,36 @@ def test_over_its_quota_garbage_goes_and_no_more_jobs_are_taken(tmp_path: Path, 
             agent.call("submit", stdin=wire.encode(make_job(active, "one-more")))
         assert refused.value.code == "no-space" and "1 results wait" in str(refused.value)
         assert not (agent.root / "queue" / "one-more.json").exists()
+
+
+def test_detached_by_command_collected_later_one_of_them_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that a person types, with a daemon on this machine's own agent."""
+    from edgevit import signing
+
+    monkeypatch.setenv("EDGEVIT_HOME", str(tmp_path))
+    key = tmp_path / "config" / "signing_key"
+    key.parent.mkdir(parents=True)
+    signing.make_key(key, "test")
+    folder = make_bundle(Signer(key)).write(tmp_path / "bundle")
+
+    def edgevit(*words: str, status: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgevit", *words], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert "nothing waits" in edgevit("collect", "local")
+    agent = AgentProcess(tmp_path / "data" / "local-agent")
+    with running(agent):
+        submitted = [edgevit("bench", str(folder), "local", "--plan", "standard", "--detach") for _ in range(2)]
+        first, second = (text.split("run ")[1].split()[0] for text in submitted)
+        assert "at work" in edgevit("target", "daemon", "status", "local")
+        said = edgevit("collect", "local", "--cancel", second)
+        assert f"{second} measured" in said and "interrupted" in said
+        assert f"{first} is running" in said or f"{first} measured" in said
+        edgevit("collect", "local", "--wait")
+        assert "nothing waits" in edgevit("collect", "local")
+        assert "no run unknown is queued or running" in edgevit("collect", "local", "--cancel", "unknown", status=2)
+        assert "started, agent" in edgevit("target", "daemon", "logs", "local")
+    assert edgevit("results", "list").count("bench tiny on local") == 2
