@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,49 +94,50 @@ def bench(
         raise UsageError("--against compares two bundles variant by variant", hint="leave --variants out")
     if blocks is not None:
         plan = with_blocks(plan, blocks)
-    gates = Gates(max_loss, anyway) if every else None
+    wanted = Wanted(opened, plan, threads, every, memory_limit)
     return bench_bundles(
-        opened, targets, plan, threads, gates, None, require_valid, wide, as_json, memory_limit_mb=memory_limit, detach=detach
+        wanted,
+        targets,
+        Gates(max_loss, anyway),
+        require_valid=require_valid,
+        detach=detach,
+        wide=wide,
+        as_json=as_json,
     )
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure on each target, interleaved in one job: of each artifact the first variant that runs there, or with
+    ``every`` all. ``threads`` empty: as the profile says; ``memory_limit_mb`` None: by the board's memory."""
+
+    bundles: Sequence[Bundle]
+    plan: RunPlan
+    threads: Sequence[int] = ()
+    every: bool = False
+    memory_limit_mb: float | None = None
+
+
 def bench_bundles(
-    bundles: Sequence[Bundle],
+    wanted: Wanted,
     targets: Sequence[str],
-    plan: RunPlan,
-    threads: Sequence[int],
-    gates: Gates | None,
-    sign_key: Path | None,
-    require_valid: bool,
-    wide: bool,
-    as_json: bool,
+    gates: Gates,
     *,
-    memory_limit_mb: float | None = None,
+    sign_key: Path | None = None,
+    require_valid: bool = False,
     detach: bool = False,
+    wide: bool = False,
+    as_json: bool = False,
 ) -> int:
-    """One batch: all ``bundles`` on all ``targets``, each device its own job with what it measures interleaved: with ``gates``
-    every variant there is, shown with what may be chosen of them; without, the first that runs of each artifact. With
-    ``detach`` nobody waits for what is measured."""
+    """One batch: ``wanted`` on all ``targets``, shown; of every variant also what ``gates`` leave to choose. With ``detach``
+    nobody waits for what is measured."""
     from edgevit.results.store import open_store
 
     with open_store() as store, showing_progress() as progress:
-        batch = store.new_batch(f"bench {' '.join(b.manifest.name for b in bundles)} on {' '.join(targets)}")
+        batch = store.new_batch(f"bench {' '.join(b.manifest.name for b in wanted.bundles)} on {' '.join(targets)}")
 
         def work(session: Session) -> str:
-            every = gates is not None
-            return bench_session(
-                session,
-                bundles,
-                plan,
-                threads,
-                every,
-                batch,
-                store,
-                progress,
-                sign_key,
-                memory_limit_mb=memory_limit_mb,
-                detach=detach,
-            )
+            return bench_session(session, wanted, batch, store, progress, sign_key, detach=detach)
 
         done, code = each_target(targets, work, sign_key=sign_key)
         if not done:
@@ -143,29 +145,25 @@ def bench_bundles(
         if detach:
             _show_submitted(done, batch, as_json)
             return code
-        if gates is None:
+        if not wanted.every:
             return code or show_batch(
-                store, batch, wide=wide, as_json=as_json, require_valid=require_valid, operators=plan.profile_ops
+                store, batch, wide=wide, as_json=as_json, require_valid=require_valid, operators=wanted.plan.profile_ops
             )
         return code or show_variants(store, batch, gates, wide=wide, as_json=as_json, require_valid=require_valid)
 
 
 def bench_session(
     session: Session,
-    bundles: Sequence[Bundle],
-    plan: RunPlan,
-    threads: Sequence[int],
-    every: bool,
+    wanted: Wanted,
     batch: str,
     store: Store,
     progress: Progress,
     sign_key: Path | None = None,
     *,
-    memory_limit_mb: float | None = None,
     detach: bool = False,
 ) -> str:
-    """Bring home what waits, install what is missing, measure every variant of ``bundles``; the run's id. With ``detach`` the
-    device is left to measure alone."""
+    """Bring home what waits, install what is missing, measure what is ``wanted``; the run's id. With ``detach`` the device is
+    left to measure alone."""
     from edgevit.bench import bring_home, make_job, measure
     from edgevit.plans import memory_limit_mb as limit_of
 
@@ -173,9 +171,9 @@ def bench_session(
     for old in bring_home(session.agent, store, progress, wait=False):
         say(f"{name}: brought home {old.run.job.run_id}, measured {old.run.ended_at}")
     facts = session.agent.probe()
-    variants = _install_and_list(session, bundles, facts, threads, every, plan.order == "mirrored", progress)
-    limit = memory_limit_mb or (None if session.target.is_local else limit_of(facts))
-    job = make_job(name, batch, plan, variants, memory_limit_mb=limit)
+    variants = _install_and_list(session, wanted, facts, progress)
+    limit = wanted.memory_limit_mb or (None if session.target.is_local else limit_of(facts))
+    job = make_job(name, batch, wanted.plan, variants, memory_limit_mb=limit)
     if detach:
         session.agent.submit(job)
         return job.run_id
@@ -187,31 +185,25 @@ def bench_session(
         return measure(session.agent, job, store, progress, reconnect).run.job.run_id
 
 
-def _install_and_list(
-    session: Session,
-    bundles: Sequence[Bundle],
-    facts: Facts,
-    threads: Sequence[int],
-    every: bool,
-    paired: bool,
-    progress: Progress,
-) -> list[Variant]:
+def _install_and_list(session: Session, wanted: Wanted, facts: Facts, progress: Progress) -> list[Variant]:
     from edgevit.plans import pair_variants
     from edgevit.variants import Runnable, list_variants, require_runnable
 
     profile = session.profile(facts)
-    found = [list_variants(b.manifest, b.digest, facts, profile, threads=threads, every=every) for b in bundles]
+    found = [
+        list_variants(b.manifest, b.digest, facts, profile, threads=wanted.threads, every=wanted.every) for b in wanted.bundles
+    ]
     together = Runnable(tuple(v for f in found for v in f.variants), tuple(left for f in found for left in f.left_out))
     require_runnable(together, session.target.name, facts)
     for left in together.left_out:
         say(f"{session.target.name}: {left.artifact} is left out: {left.reason}")
     variants = list(together.variants)
-    if paired:
+    if wanted.plan.order == "mirrored":
         variants, alone = pair_variants(*(f.variants for f in found))
         _require_pairs(session.target.name, variants, found)
         for variant in alone:
             say(f"{session.target.name}: {name_variant(variant)} is left out: it has no partner in the other bundle")
-    for bundle in bundles:
+    for bundle in wanted.bundles:
         if any(v.bundle == bundle.digest for v in variants):
             session.agent.install(bundle, progress)
     return variants

@@ -38,13 +38,13 @@ def demo(own_target: str | None) -> int:
             targets += [loopback] if loopback else []
         steps.call("deploy", bundles[1], *targets)
         from edgevit.bundle import open_bundle
-        from edgevit.cli.bench import bench_bundles
+        from edgevit.cli.bench import Wanted, bench_bundles
         from edgevit.plans import PLANS
+        from edgevit.select import Gates
 
         click.echo(f"\nmeasuring both bundles on {' and '.join(targets)}, plan quick, one thread", err=True)
-        code = bench_bundles(
-            [open_bundle(b, None) for b in bundles], targets, PLANS["quick"], (1,), None, None, False, False, False
-        )
+        wanted = Wanted([open_bundle(b, None) for b in bundles], PLANS["quick"], threads=(1,))
+        code = bench_bundles(wanted, targets, Gates())
         if code:
             return code
         with open_store() as store:

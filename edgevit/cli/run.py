@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit.cli.bench import bench_bundles, require_valid_option, threads_option
+from edgevit.cli.bench import Wanted, bench_bundles, require_valid_option, threads_option
 from edgevit.cli.build import build_all, choose_profiles
 from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import json_option, say
@@ -76,8 +76,10 @@ def run(
         bundles = build_all(requests, place, options["sign_key"])
         if output is not None:
             say(f"bundles: {', '.join(str(b.path) for b in bundles)}")
-        shown = gates if policy else None
-        code = bench_bundles(bundles, names, plan, threads, shown, options["sign_key"], require_valid, wide, as_json)
+        wanted = Wanted(bundles, plan, threads, every=bool(policy))
+        code = bench_bundles(
+            wanted, names, gates, sign_key=options["sign_key"], require_valid=require_valid, wide=wide, as_json=as_json
+        )
         if not code and len(bundles) == 1 and (policy or len(requests[0].recipe.schemes) == 1):
             deployed, code = deploy_bundle(bundles[0], names, policy, gates)
             for value in deployed:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit.cli.bench import bench_session
+from edgevit.cli.bench import Wanted, bench_session
 from edgevit.cli.connect import Session, each_target, select_targets, target_profile
 from edgevit.cli.console import emit_json, json_option, out, say
 from edgevit.cli.model_options import FILE
@@ -243,7 +243,7 @@ class Measuring:
             chosen.insert(0, reference)  # × fp32 is of one run: what drifts from day to day cancels
         batch = self.store.new_batch(f"study {self.study.name} {self.study.digest[:12]}: {title} on {name}")
         bundles = [self.pack(r) for r in chosen]
-        bench_session(session, bundles, self.plan, self.study.threads, False, batch, self.store, self.progress, self.key)
+        bench_session(session, Wanted(bundles, self.plan, self.study.threads), batch, self.store, self.progress, self.key)
         self.taken.setdefault(name, []).extend(r.cell.name for r in chosen)
 
     def _references(self, title: str) -> list[CellResult]:
