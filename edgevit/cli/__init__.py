@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "recipes": ("edgevit.cli.recipes", "recipes", "The shipped compression recipes."),
     "key": ("edgevit.cli.key", "key", "The SSH key that signs bundles, and who may sign for a target."),
     "target": ("edgevit.cli.target", "target", "The boxes edgevit ships to."),
+    "fleet": ("edgevit.cli.fleet", "fleet", "All targets at once: are they well, what runs on them, what was done to them."),
     "build": ("edgevit.cli.build", "build", "Compress and export a model into signed bundles."),
     "verify": ("edgevit.cli.bundle", "verify", "Check a bundle's signature and every byte of it."),
     "explain": ("edgevit.cli.bundle", "explain", "What is in a bundle, and what was done to the model."),

@@ -130,8 +130,9 @@ def test_many_processes_at_once_lose_and_mix_no_line(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom edgevit.fleet.audit import Entry, append\n"
         "for n in range(20):\n"
-        "    append(Path(sys.argv[1]), Entry('2026-01-31T12:00:00Z', 'w', 'deploy', f't{sys.argv[2]}-{n}', (), 'done', '', 0.0, "
-        "{'x': 'y' * 300}))\n"
+        "    name = f't{sys.argv[2]}-{n}'\n"
+        "    line = Entry('2026-01-31T12:00:00Z', 'w', 'deploy', name, (), 'done', '', 0.0, {'x': 'y' * 300})\n"
+        "    append(Path(sys.argv[1]), line)\n"
     )
     workers = [subprocess.Popen([sys.executable, "-c", code, str(path), str(k)]) for k in range(3)]
     assert [w.wait(60) for w in workers] == [0, 0, 0]
