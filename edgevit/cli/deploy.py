@@ -76,11 +76,11 @@ def deploy_bundle(
 ) -> tuple[list[dict[str, Any]], int]:
     """Plan and (unless ``dry_run``) ship and activate on every target: what became of each, and the exit code. ``wanted`` is a
     policy, a variant, or None for the first that runs."""
-    from edgevit.fleet.audit import Action
+    from edgevit.fleet.audit import Action, Detail
     from edgevit.fleet.deploy import apply_plan, describe, plan_deploy
     from edgevit.results.store import open_store
 
-    named = {"bundle": opened.manifest.name, "version": opened.manifest.version, "digest": opened.digest}
+    named: dict[str, Detail] = {"bundle": opened.manifest.name, "version": opened.manifest.version, "digest": opened.digest}
     action = None if dry_run else Action("deploy", named)
     with ExitStack() as opened_now:
         progress = opened_now.enter_context(showing_progress())

@@ -66,12 +66,12 @@ def allow(targets: Sequence[str], sign_key: Path | None, name: str | None, only:
     """Let a key sign for TARGETs. Deploying never does this: whoever may deploy is decided here and by provisioning."""
     from edgevit import signing
     from edgevit.cli.connect import Session, each_target
-    from edgevit.fleet.audit import Action
+    from edgevit.fleet.audit import Action, Detail
 
     path = sign_key or signing.default_key_path()
     public = signing.public_line(path)
     line = signing.allowed_signers_line(name or principal(), public)
-    details = {"key": signing.fingerprint(public), "signer": name or principal(), "only": only}
+    details: dict[str, Detail] = {"key": signing.fingerprint(public), "signer": name or principal(), "only": only}
 
     def work(session: Session) -> int:
         return session.agent.allow([line], replace=only)
