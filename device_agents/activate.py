@@ -11,6 +11,7 @@ from typing import Any, Dict, Optional, Set
 
 from device_agents import wire
 from device_agents.clock import utc_now
+from device_agents.codec import text
 from device_agents.console import Console
 from device_agents.entry import write_entry
 from device_agents.errors import Refused
@@ -58,7 +59,7 @@ def read_active(store: Store, allow_damaged: bool = False) -> Optional[ActiveSta
 @dataclass(frozen=True)
 class _ActivateRequest:
     variant: wire.Variant
-    policy: str = wire.text(max_len=400, default="")
+    policy: str = text(max_len=400, default="")
     allow_older: bool = False
 
 

@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 from device_agents import measure, wire
 from device_agents.clock import utc_now
+from device_agents.codec import number, text
 from device_agents.errors import Refused, printable
 from device_agents.pixels import batches, load_images, parse_npy, prepare
 from device_agents.store import Store
@@ -32,10 +33,10 @@ WINDOW_S = 1.0
 class WorkRequest:
     """What a worker is to do. ``prove`` needs a runtime, the others a variant of an installed, verified bundle."""
 
-    kind: str = wire.text(choices=KINDS)
-    root: str = wire.text(max_len=4096)
-    runtime: str = wire.text(choices=wire.RUNTIMES, default="onnxruntime")
-    provider: str = wire.text(max_len=120, default="")
+    kind: str = text(choices=KINDS)
+    root: str = text(max_len=4096)
+    runtime: str = text(choices=wire.RUNTIMES, default="onnxruntime")
+    provider: str = text(max_len=120, default="")
     variant: Optional[wire.Variant] = None
     artifact: Optional[wire.Artifact] = None
     preprocessing: Optional[wire.Preprocessing] = None
@@ -43,9 +44,9 @@ class WorkRequest:
     evaluation: Optional[wire.EvaluationSet] = None
     labels: Optional[wire.Blob] = None
     plan: Optional[wire.RunPlan] = None
-    process: int = wire.number(0, 100_000, default=0)
-    count: int = wire.number(0, 1_000_000, default=0)
-    bytes: int = wire.number(0, wire.MAX_BLOB_BYTES, default=0)
+    process: int = number(0, 100_000, default=0)
+    count: int = number(0, 1_000_000, default=0)
+    bytes: int = number(0, wire.MAX_BLOB_BYTES, default=0)
 
 
 Say = Callable[[Dict[str, Any]], None]
