@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgevit.results.sustained import Sustained
 
 TOP_OPERATORS = 15
+TOP_KINDS = 6
 
 
 def render_comparisons(comparisons: Sequence[Comparison]) -> RenderableType:
@@ -102,6 +103,11 @@ def operator_rows(s: Summary, top: int) -> tuple[str, list[tuple[str, ...]], str
     less = 100 * (sum(o.total_ns for o in rest) + profile.left_out_ns) / total
     count = len(rest) + profile.left_out
     more = f"{count} more operators: {less:.1f} %; " if count else ""
+    kinds: dict[str, int] = {}
+    for o in profile.operators:
+        kinds[o.kind] = kinds.get(o.kind, 0) + o.total_ns
+    most = sorted(kinds.items(), key=lambda item: -item[1])[:TOP_KINDS]
+    more += "by kind: " + ", ".join(f"{kind} {100 * ns / total:.1f} %" for kind, ns in most) + "; "
     title = f"{s.target} {s.label}: operators by {profile.profiler}, {profile.inferences} inferences"
     return title, rows, f"{more}profiling slows a model down: compare shares, not times"
 
