@@ -9,6 +9,15 @@
         user: pi
         profile: raspberry-pi-4b
         tags: [lab]
+      pi-[01-40]:                   # forty targets, pi-01 to pi-40
+        host: pi-[01-40].local
+        group: attic                # takes what it does not say itself from there, and the tag `attic`
+      pi-07:                        # one of them is another board
+        profile: raspberry-pi-5
+    groups:
+      attic:
+        user: pi
+        profile: raspberry-pi-4b
 """
 
 from __future__ import annotations
@@ -33,6 +42,9 @@ LOCAL = "local"
 NAME_FORM = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 HOST_FORM = r"^[A-Za-z0-9_:][A-Za-z0-9_.:%-]{0,254}$"
 USER_FORM = r"^[A-Za-z0-9_.][A-Za-z0-9_.@$\\+-]{0,99}$"
+RANGED_NAME_FORM = r"^[A-Za-z0-9\[][A-Za-z0-9._\[\]-]{0,80}$"
+RANGED_HOST_FORM = r"^[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]{0,270}$"
+MAX_RANGE = 4096
 HOPS_FORM = r"^[^\s,-][^\s,]*(,[^\s,-][^\s,]*)*$"
 # One program, no arguments and no control characters; `~` in a root is the login's home on the device.
 PROGRAM_FORM = r"^[^\s\x00-\x1f-][^\x00-\x1f]{0,399}$"
@@ -65,16 +77,44 @@ class Target(_Entry):
         return self.name == LOCAL
 
 
-class _Mapped(BaseModel):
+class _Shared(BaseModel):
+    """What the targets of a group have in common, where they do not say otherwise themselves."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_: Literal["edgevit.fleet/1"] = Field(alias="schema")
-    targets: dict[Annotated[str, Field(pattern=NAME_FORM)], _Entry] = {}
+
+    port: int | None = Field(default=None, ge=1, le=65535)
+    user: str | None = Field(default=None, pattern=USER_FORM)
+    key: str | None = Field(default=None, min_length=1, max_length=400)
+    profile: str | None = None
+    tags: tuple[Annotated[str, Field(pattern=NAME_FORM)], ...] = ()
+    python: str | None = Field(default=None, pattern=PROGRAM_FORM)
+    root: str | None = Field(default=None, pattern=ROOT_FORM)
+    jump: str | None = Field(default=None, pattern=HOPS_FORM, max_length=400)
 
 
-class _Listed(BaseModel):
+class _Written(_Shared):
+    """A target, or a range of them, as it stands in the file."""
+
+    host: str | None = Field(default=None, pattern=RANGED_HOST_FORM)
+    group: str | None = Field(default=None, pattern=NAME_FORM)
+
+
+class _Named(_Written):
+    name: str = Field(pattern=RANGED_NAME_FORM)
+
+
+class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_: Literal["edgevit.fleet/1"] = Field(alias="schema")
-    targets: tuple[Target, ...] = ()
+    groups: dict[Annotated[str, Field(pattern=NAME_FORM)], _Shared] = {}
+
+
+class _Mapped(_File):
+    targets: dict[Annotated[str, Field(pattern=RANGED_NAME_FORM)], _Written] = {}
+
+
+class _Listed(_File):
+    targets: tuple[_Named, ...] = ()
 
 
 class Fleet(BaseModel):
@@ -102,50 +142,162 @@ def load_fleet(path: Path) -> Fleet:
         return Fleet(path=path, targets=())
     document = load_yaml(path)
     problems: list[str] = []
-    targets: tuple[Target, ...] = ()
     try:
-        targets = _read_targets(document)
+        _validate(document)
     except ConfigError as e:
         problems += e.problems
-    problems += _check_beyond_types(document)
+    written, beyond = _resolve(document)
+    problems += beyond
+    targets = []
+    for place, settings in written if not problems else ():
+        try:
+            targets.append(Target(**settings))
+        except ValidationError as e:
+            problems += [document.problem(place, f"{_where(one)}got {one['input']!r}: {one['msg']}") for one in e.errors()]
     if problems:
-        raise ConfigError(problems, hint=f"edit {path}")
-    return Fleet(path=path, targets=targets)
+        raise ConfigError(list(dict.fromkeys(problems)), hint=f"edit {path}")
+    return Fleet(path=path, targets=tuple(targets))
 
 
-def _read_targets(document: YamlDocument) -> tuple[Target, ...]:
+def _where(error: Any) -> str:
+    return f"{'.'.join(str(part) for part in error['loc'])}: "
+
+
+def _validate(document: YamlDocument) -> None:
     value = document.value
-    if isinstance(value, dict) and isinstance(value.get("targets"), list):
-        return validate(document, _Listed).targets
     if isinstance(value, dict) and "targets" in value and value["targets"] is None:
         raise ConfigError([document.problem(("targets",), "is empty; write `targets: {}`")])
-    found = validate(document, _Mapped).targets
-    return tuple(Target(name=name, **entry.model_dump()) for name, entry in found.items())
+    listed = isinstance(value, dict) and isinstance(value.get("targets"), list)
+    validate(document, _Listed if listed else _Mapped)
 
 
-def _check_beyond_types(document: YamlDocument) -> list[str]:
-    """Names used twice, the reserved name, profiles that do not exist."""
+Place = tuple[str | int, ...]
+Written = dict[str, Any]
+
+
+def expand_range(text: str) -> list[str]:
+    """``pi-[01-40]`` → pi-01 … pi-40, padded as the first number is; a text without a range is itself alone.
+
+    ValueError where what stands in brackets is no range, or one that is too long or runs backwards.
+    """
+    parts = re.split(r"\[(\d{1,6})-(\d{1,6})\]", text)
+    if len(parts) > 4:
+        raise ValueError(f"got {text!r}; one range is allowed, not {len(parts) // 3}")
+    if any(bracket in part for part in (parts[0], parts[-1]) for bracket in "[]"):
+        raise ValueError(f"got {text!r}; a range is written as in pi-[01-40]")
+    if len(parts) == 1:
+        return [text]
+    before, first, last, after = parts
+    low, high = int(first), int(last)
+    if high < low:
+        raise ValueError(f"got [{first}-{last}], which ends before it begins")
+    if high - low >= MAX_RANGE:
+        raise ValueError(f"got [{first}-{last}], {high - low + 1:,} targets; at most {MAX_RANGE:,} are allowed")
+    width = len(first) if first.startswith("0") else 0
+    return [f"{before}{str(number).zfill(width)}{after}" for number in range(low, high + 1)]
+
+
+def _resolve(document: YamlDocument) -> tuple[list[tuple[Place, Written]], list[str]]:
+    """Every target with its group's defaults, ranges unfolded, in the file's order; and what is wrong beyond types: names used
+    twice, the reserved name, groups and profiles that do not exist, no host."""
+    value = document.value if isinstance(document.value, dict) else {}
+    given = value.get("groups")
+    groups: dict[str, Any] = given if isinstance(given, dict) else {}
+    entries = _entries(value.get("targets"))
+    problems = _check_profiles(document, [(("groups", name), group) for name, group in groups.items()])
+    problems += _check_profiles(document, [(place, entry) for place, _, entry in entries])
+    targets = []
+    for place, member in _unfold(document, entries, problems):
+        merged = _with_group(document, place, member, groups, problems)
+        if not merged.get("host"):
+            problems.append(document.problem(place, "host: this key is missing"))
+        targets.append((place, merged))
+    return targets, problems
+
+
+def _unfold(
+    document: YamlDocument, entries: Sequence[tuple[Place, str, Written]], problems: list[str]
+) -> list[tuple[Place, Written]]:
+    """One entry a target, in the file's order. An entry of its own for a name of a range says what is different there."""
+    ranged = {place for place, name, _ in entries if "[" in name}
+    position = {place: number for number, (place, _, _) in enumerate(entries)}
+    found: dict[str, tuple[Place, Written]] = {}
+    order: dict[str, int] = {}
+    for place, name, entry in sorted(entries, key=lambda one: one[0] not in ranged):
+        try:
+            members = _members(name, entry)
+        except ValueError as e:
+            problems.append(document.problem(place, str(e)))
+            continue
+        for member in members:
+            own = str(member["name"])
+            if own == LOCAL:
+                problems.append(
+                    document.problem(place, f"{LOCAL!r} is this machine and always exists; give the box another name")
+                )
+            order[own] = min(order.get(own, len(entries)), position[place])
+            if own not in found:
+                found[own] = (place, member)
+            elif place in ranged or found[own][0] not in ranged:
+                problems.append(document.problem(place, f"a second target named {own!r}"))
+            else:
+                found[own] = (place, {**found[own][1], **member})
+    return [found[name] for name in sorted(found, key=lambda name: order[name])]
+
+
+def _with_group(document: YamlDocument, place: Place, member: Written, groups: dict[str, Any], problems: list[str]) -> Written:
+    """A target's own settings over those of its group; the tags of both, and the group's name as one more."""
+    own = {k: v for k, v in member.items() if k not in ("group", "tags")}
+    tags = _tags(member)
+    shared: Written = {}
+    group = member.get("group")
+    if isinstance(group, str):
+        if isinstance(groups.get(group), dict):
+            shared = {k: v for k, v in groups[group].items() if v is not None}
+        else:
+            problems.append(document.problem((*place, "group"), str(UnknownName("group", group, groups))))
+        tags = [*_tags(shared), group, *tags]
+    return {**shared, **own, "tags": tuple(dict.fromkeys(tags))}
+
+
+def _tags(settings: Written) -> list[str]:
+    tags = settings.get("tags")
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+
+def _entries(targets: Any) -> list[tuple[Place, str, Written]]:
+    if isinstance(targets, dict):
+        return [(("targets", str(k)), str(k), v) for k, v in targets.items() if isinstance(v, dict)]
+    if isinstance(targets, list):
+        rows = [(("targets", i), v) for i, v in enumerate(targets) if isinstance(v, dict)]
+        return [(place, v["name"], v) for place, v in rows if isinstance(v.get("name"), str)]
+    return []
+
+
+def _members(name: str, entry: Written) -> list[Written]:
+    """The targets that one entry stands for. ValueError where its ranges do not go together."""
+    settings = {k: v for k, v in entry.items() if v is not None and k != "name"}
+    names = expand_range(name)
+    host = settings.get("host")
+    if not isinstance(host, str):
+        return [{**settings, "name": own} for own in names]
+    hosts = expand_range(host)
+    if len(hosts) != len(names):
+        raise ValueError(
+            f"{name!r} names {len(names):,} targets, its host {host!r} {len(hosts):,}; write the same range in both"
+        )
+    return [{**settings, "name": own, "host": address} for own, address in zip(names, hosts, strict=True)]
+
+
+def _check_profiles(document: YamlDocument, entries: Sequence[tuple[Place, Any]]) -> list[str]:
     from edgevit.profile import list_profiles
 
-    targets = document.value.get("targets") if isinstance(document.value, dict) else None
-    if isinstance(targets, dict):
-        entries: list[tuple[Any, Any, tuple[str | int, ...]]] = [(k, v, ("targets", str(k))) for k, v in targets.items()]
-    elif isinstance(targets, list):
-        entries = [(v.get("name"), v, ("targets", i)) for i, v in enumerate(targets) if isinstance(v, dict)]
-    else:
-        return []
-    problems, seen = [], set()
     known = list(list_profiles())
-    for name, entry, place in entries:
-        if name == LOCAL:
-            problems.append(document.problem(place, f"{LOCAL!r} is this machine and always exists; give the box another name"))
-        if name in seen:
-            problems.append(document.problem(place, f"a second target named {name!r}"))
-        seen.add(name)
-        profile = entry.get("profile") if isinstance(entry, dict) else None
-        if isinstance(profile, str) and profile not in known:
-            problems.append(document.problem((*place, "profile"), str(UnknownName("profile", profile, known))))
-    return problems
+    return [
+        document.problem((*place, "profile"), str(UnknownName("profile", entry["profile"], known)))
+        for place, entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("profile"), str) and entry["profile"] not in known
+    ]
 
 
 def select(fleet: Fleet, patterns: Sequence[str]) -> list[Target]:
@@ -222,6 +374,8 @@ def remove_target(path: Path, name: str) -> None:
             raise UnknownName("target", name, [t.name for t in fleet.targets], hint="edgevit target list")
         document = _round_trip(path)
         targets = document["targets"]
+        if name not in ([t.get("name") for t in targets] if isinstance(targets, list) else targets):
+            raise UsageError(f"{name} is one of a range in {path}; it cannot be taken out of it alone", hint=f"edit {path}")
         if isinstance(targets, list):
             targets[:] = [t for t in targets if t.get("name") != name]
         else:
