@@ -47,6 +47,7 @@ HINTS = {
     "no-pillow": "edgevit target provision {name} --with-pillow",
     "bad-image": "give a JPEG or PNG file, or an .npy file of uint8 (height, width, 3)",
     "run-damaged": "check the card of {name} (ssh there, then dmesg | tail); then edgevit bench again",
+    "no-systemd": "start the agent's daemon on {name} by what starts services there",
     "no-daemon": "edgevit target daemon logs {name}",
     "needs-root": "type them there (ssh to {name}), then try again",
 }
@@ -55,6 +56,8 @@ HINTS = {
 def map_refusal(name: str, refusal: Refusal) -> DeviceError:
     """A refusal → NotProvisioned where something must be installed first, else DeviceRefused with the agent's code."""
     hint = HINTS[refusal.code].format(name=name) if refusal.code in HINTS else refusal.hint
+    if refusal.code == "no-systemd" and refusal.hint:
+        hint = refusal.hint  # the device knows the line that starts its daemon
     if refusal.code == "no-python" and refusal.hint:
         # The device knows which package of its own Python is missing.
         hint = f"{refusal.hint}; then edgevit target provision {name}"
