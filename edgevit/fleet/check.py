@@ -81,12 +81,14 @@ class Skew:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a target answered. ``sent_agent``: it lacked this host's agent and has it now."""
+    """What a target answered. ``sent_agent``: it lacked this host's agent and has it now; ``proved``: each runtime was asked
+    for an inference now, else those proven before count."""
 
     facts: Facts
     daemon: DaemonStatus
     clock: Skew
     sent_agent: bool
+    proved: bool
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def look(target: Target, prompts: Prompts, *, prove: bool, limit_s: float) -> Se
     """
     with connect(target, prompts) as agent, _bounded(agent, limit_s):
         facts = agent.probe(quick=not prove)
-        return Seen(facts, agent.daemon_status(), measure_clock(agent), agent.sent_agent)
+        return Seen(facts, agent.daemon_status(), measure_clock(agent), agent.sent_agent, prove)
 
 
 def probe_bounded(target: Target, prompts: Prompts, limit_s: float) -> Facts:
@@ -244,7 +246,7 @@ def judge(target: Target, seen: Seen, host_agent: str) -> tuple[Finding, ...]:
     """What is wrong, errors first. An error: a deployment to this target would be refused."""
     found = [
         *_judge_board(target, seen.facts),
-        *_judge_readiness(target.name, seen.facts),
+        *_judge_readiness(target.name, seen.facts, seen.proved),
         *_judge_clock(target.name, seen.clock),
         *_judge_daemon(target.name, seen.daemon, host_agent),
         *_judge_waiting(target.name, seen.daemon),
@@ -266,13 +268,16 @@ def _judge_board(target: Target, facts: Facts) -> list[Finding]:
     ]
 
 
-def _judge_readiness(name: str, facts: Facts) -> list[Finding]:
+def _judge_readiness(name: str, facts: Facts, proved: bool) -> list[Finding]:
     found = []
     if facts.ssh_keygen is None:
         why = facts.absent.get("ssh_keygen", "it has no ssh-keygen -Y")
         found.append(Finding("error", f"{why}; no signature can be verified there", "sudo apt install openssh-client, there"))
     if not proven_runtimes(facts):
-        found.append(Finding("error", "no runtime was proven there", f"edgevit target provision {name}"))
+        provision = f"edgevit target provision {name}"
+        # One that came another way than by provisioning may just never have been asked for an inference.
+        hint = provision if proved else f"{provision}, or where there is one already: edgevit fleet check {name} --prove"
+        found.append(Finding("error", "no runtime was proven there", hint))
     if not facts.signers:
         found.append(Finding("error", "nobody may sign for it", f"edgevit key allow {name}"))
     if facts.disk_free_mb < LOW_DISK_MB:

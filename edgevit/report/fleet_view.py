@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgevit.fleet.check import Checked
     from edgevit.fleet.status import Deployed, Standing
 
+HIDDEN = ("bundle", "version", "digest", "policy")
 STYLES = {"ok": "green", "warning": "yellow"}
 
 
@@ -146,7 +147,7 @@ def _details(details: Mapping[str, Any]) -> str:
     shown = []
     if "bundle" in details:
         shown.append(f"{details['bundle']} v{details.get('version', '?')}")
-    shown += [f"{key} {value}" for key, value in details.items() if key not in ("bundle", "version", "digest", "policy")]
+    shown += [f"{key} {value}" for key, value in details.items() if key not in HIDDEN and value is not False]
     return ", ".join(shown)
 
 

@@ -29,7 +29,7 @@ from tests.support import runs
 HOST_AGENT = runs.sha("agent")
 PI = Target(name="pi4", host="192.0.2.4", profile="raspberry-pi-4b")
 ABSENT = DaemonStatus(False, None, "edgevit-agent-1.service", "", "absent", None, None, (), (), 3)
-GOOD = Seen(runs.facts(signers=1, ssh_keygen="OpenSSH_9.2"), ABSENT, Skew(0.1, 0.02), False)
+GOOD = Seen(runs.facts(signers=1, ssh_keygen="OpenSSH_9.2"), ABSENT, Skew(0.1, 0.02), False, True)
 
 
 def printed(renderable: object) -> str:
@@ -82,6 +82,7 @@ def state(agent: str) -> DaemonState:
     ("changes", "severity", "word", "hint"),
     [
         ({"facts": {"runtimes": ()}}, "error", "no runtime", "edgevit target provision pi4"),
+        ({"facts": {"runtimes": ()}, "proved": False}, "error", "no runtime", "edgevit fleet check pi4 --prove"),
         ({"facts": {"signers": 0}}, "error", "nobody may sign", "edgevit key allow pi4"),
         ({"facts": {"ssh_keygen": None}}, "error", "ssh-keygen", "openssh-client"),
         ({"facts": {"machine": "x86_64"}}, "error", "machine: got x86_64", "--profile"),
