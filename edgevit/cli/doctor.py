@@ -50,6 +50,7 @@ def doctor(as_json: bool) -> int:
         "fleet file": str(places.fleet_path()),
         "signing key": str(signing.default_key_path()),
         "build cache": str(places.cache_dir()),
+        "audit log": str(places.audit_path()),
         "local agent": str(places.local_root()),
     }
     parts = [

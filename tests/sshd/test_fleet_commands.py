@@ -105,3 +105,19 @@ def test_a_fleet_of_three_is_checked_deployed_to_and_audited(
     code, found, _ = command(capsys, "fleet", "status", "box")
     (known,) = found["targets"]
     assert (code, known["source"], known["active"]["digest"]) == (3, "audit log", first["active"]["digest"])
+
+
+def test_a_device_that_falls_silent_is_given_up_in_time_and_the_other_is_looked_at(
+    box: Target, account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stuck = account.home / "stuck-python"
+    stuck.write_text("#!/bin/sh\nexec sleep 600\n")
+    stuck.chmod(0o755)
+    for target in (box, box.model_copy(update={"name": "silent", "python": str(stuck)})):
+        add_target(fleet_path(), target)
+    code, found, _ = command(capsys, "fleet", "check", "--timeout", "20")
+    assert code == 3
+    states = {row["target"]: row["state"] for row in found["targets"]}
+    assert states == {"box": "error", "silent": "unreachable"}
+    silent = next(row for row in found["targets"] if row["target"] == "silent")
+    assert "after 20 s" in silent["error"]["message"]

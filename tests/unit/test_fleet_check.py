@@ -18,12 +18,23 @@ from edgevit.cli import run_cli
 from edgevit.errors import HostKeyError, LoginError, LostLink, NotProvisioned, Unreachable, UsageError
 from edgevit.fleet.agent import Agent
 from edgevit.fleet.audit import Entry, append
-from edgevit.fleet.check import Checked, Exchange, Seen, Skew, estimate_skew, exit_status, judge, measure_clock
+from edgevit.fleet.check import (
+    Checked,
+    Exchange,
+    Seen,
+    Skew,
+    check_targets,
+    estimate_skew,
+    exit_status,
+    judge,
+    measure_clock,
+)
 from edgevit.fleet.inventory import Target, local_target
 from edgevit.fleet.status import from_device, from_here, judge_run
 from edgevit.profile import Finding
 from edgevit.report.fleet_view import json_check, json_status, render_audit, render_check, render_status
 from edgevit.transport.local import LocalTransport
+from edgevit.transport.prompts import NoPrompts
 from tests.support import runs
 
 HOST_AGENT = runs.sha("agent")
@@ -68,6 +79,17 @@ def test_a_device_without_the_python_says_so_when_asked_for_its_clock() -> None:
     with pytest.raises(Exception, match="pi: ") as caught:
         measure_clock(agent)
     assert isinstance(caught.value, LostLink | Unreachable | NotProvisioned) or "asked for its clock" in str(caught.value)
+
+
+def test_a_target_that_never_answers_is_given_up(home: Path, tmp_path: Path) -> None:
+    stuck = tmp_path / "python"
+    stuck.write_text("#!/bin/sh\nexec sleep 600\n")
+    stuck.chmod(0o755)
+    silent = local_target().model_copy(update={"python": str(stuck)})
+    answered: list[Checked] = []
+    (one,) = check_targets([silent], NoPrompts(), HOST_AGENT, prove=False, limit_s=1.0, on_done=answered.append)
+    assert answered == [one] and one.state == "unreachable"
+    assert one.error is not None and "after 1 s" in str(one.error) and "--timeout 4" in one.error.hint
 
 
 def test_nothing_is_wrong_with_a_device_that_is_well() -> None:
