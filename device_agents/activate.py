@@ -161,6 +161,9 @@ def collect_garbage(store: Store, console: Console) -> Dict[str, Any]:
             if sha256 not in needed and store.remove(store.blob_path(sha256)):
                 removed += 1
                 freed += size
+        for name in store.names_in("engines"):
+            if name not in needed:
+                store.discard(store.root / "engines" / name)
         freed += _remove_old(store)
     return {"removed_bundles": len(doomed), "removed_blobs": removed, "freed_bytes": freed}
 

@@ -240,7 +240,7 @@ def _load(store: Store, active: wire.Active, known: Optional[_Loaded]) -> _Loade
     model = _read(store, artifact.blob)
     names = parse_label_names(_read(store, manifest.labels)) if manifest.labels else ()
     backend.check(model)
-    session = backend.load(model, variant.provider, variant.threads, artifact)
+    session = backend.load(model, variant.provider, variant.threads, artifact, store.engines_folder(artifact.blob.sha256))
     if session.provider != variant.provider:
         raise Refused("provider-mismatch", "asked for {}, got {}".format(variant.provider, session.provider))
     return _Loaded(active, artifact, manifest.preprocessing, names, session.run, threading.Lock())

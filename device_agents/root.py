@@ -20,7 +20,7 @@ from device_agents.limits import NAME_PATTERN, SHA256_PATTERN
 
 TEMP_PREFIX = ".tmp-"
 SHARED_BITS = stat.S_ISGID | 0o070
-FOLDERS = ("agent", "blobs", "bundles", "queue", "spool", "accuracy", "log", "python")
+FOLDERS = ("agent", "blobs", "bundles", "queue", "spool", "accuracy", "log", "python", "engines")
 
 _NAME = re.compile(NAME_PATTERN)
 SHA256 = re.compile(SHA256_PATTERN)

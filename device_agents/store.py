@@ -34,6 +34,10 @@ class Store(Root):
     def bundle_folder(self, digest: str) -> Path:
         return self.root / "bundles" / checked_sha256(digest)
 
+    def engines_folder(self, sha256: str) -> Path:
+        """What providers compiled of one artifact."""
+        return self.root / "engines" / checked_sha256(sha256)
+
     def accuracy_path(self, key: str) -> Path:
         return self.root / "accuracy" / (checked_sha256(key) + ".json")
 

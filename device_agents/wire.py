@@ -623,7 +623,8 @@ class Series:
     else on the CPUs the worker may use in that time (None where /proc/stat is not readable); ``waiting`` the time its threads
     stood ready and had no CPU ÷ wall time, summed over threads (None where /proc/…/schedstat is not readable). ``affinity`` are
     the CPUs it may use. Where more inferences were timed than the plan keeps, ``samples_ns`` holds every ``stride``-th of them;
-    ``windows`` holds all, second by second, of a sustained series.
+    ``windows`` holds all, second by second, of a sustained series. ``engine_cache`` says for a provider that compiles what it
+    loads whether it did (``cold``) or had kept it (``warm``).
     """
 
     process: int = number(0, 100_000)
@@ -650,6 +651,7 @@ class Series:
     waiting: Optional[float] = number(0.0, 1e6, default=None)
     affinity: Tuple[int, ...] = items(1024, default=())
     stride: int = number(1, 2**31, default=1)
+    engine_cache: str = text(choices=("", "cold", "warm"), default="")
     windows: Tuple[Window, ...] = items(100_000, default=())
     cooling: Optional[Cooling] = None
 

@@ -120,6 +120,7 @@ class _Loaded:
     provider: str
     version: str
     init_time_ns: int
+    engine_cache: str
     memory_before_mb: Optional[float]
     memory_after_mb: Optional[float]
 
@@ -136,11 +137,13 @@ def _load(request: WorkRequest) -> _Loaded:
     backend.check(store.read_blob(artifact.blob))  # looks into the file, which is not part of loading it
     before = measure.resident_mb()
     start = time.perf_counter_ns()
-    session = backend.load(store.read_blob(artifact.blob), variant.provider, variant.threads, artifact)
+    session = backend.load(
+        store.read_blob(artifact.blob), variant.provider, variant.threads, artifact, store.engines_folder(artifact.blob.sha256)
+    )
     init_time = time.perf_counter_ns() - start
     if session.provider != variant.provider:
         raise Refused("provider-mismatch", "asked for {}, got {}".format(variant.provider, session.provider))
-    return _Loaded(session.run, session.provider, version, init_time, before, measure.resident_mb())
+    return _Loaded(session.run, session.provider, version, init_time, session.engine_cache, before, measure.resident_mb())
 
 
 def _need(value: Any) -> Any:
@@ -265,6 +268,7 @@ def _series(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
         process=request.process,
         started_at=started_at,
         init_time_ns=loaded.init_time_ns,
+        engine_cache=loaded.engine_cache,
         first_inference_ns=checked.first_ns,
         warmup_ns=warm,
         samples_ns=timed.samples_ns,

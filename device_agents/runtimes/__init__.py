@@ -20,10 +20,12 @@ KNOWN_WRONG: Dict[Tuple[str, str], str] = {
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model. ``run`` takes the prepared input array and returns the output array; ``provider`` really runs it."""
+    """A loaded model. ``run`` takes the prepared input array and returns the output array, so what a GPU needs to be given and
+    to give back is part of it; ``provider`` really runs it. ``engine_cache``: ``cold`` where it was compiled first."""
 
     provider: str
     run: Callable[[Any], Any]
+    engine_cache: str = ""
 
 
 def check_scheme(runtime: str, scheme: str) -> None:

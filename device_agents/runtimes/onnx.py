@@ -7,11 +7,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from device_agents import wire
 from device_agents.errors import Refused, printable
 from device_agents.runtimes import Session, refuse_load
+from device_agents.runtimes.engines import cache_state, provider_options
 
 # Relu over (1, 4) float32, "x" → "y", IR 7 and opset 13, made once with onnx 1.23.2:
 #   helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "proof", [x], [y]),
@@ -76,9 +77,13 @@ class OnnxBackend:
         """Refuse a file that points to other files."""
         refuse_external_data(model)
 
-    def load(self, model: bytes, provider: str, threads: int, artifact: wire.Artifact) -> Session:
-        """Load from bytes. Raises ``worker-failed``, ``provider-missing`` or ``provider-mismatch``."""
-        session = self._open(model, provider, threads)
+    def load(self, model: bytes, provider: str, threads: int, artifact: wire.Artifact, engines: Path) -> Session:
+        """Load from bytes; what a provider compiles is kept in ``engines``. Raises ``worker-failed``, ``provider-missing`` or
+        ``provider-mismatch``."""
+        state = cache_state(provider, engines)
+        if state:
+            engines.mkdir(parents=True, exist_ok=True)
+        session = self._open(model, provider, threads, options=provider_options(provider, artifact.scheme, engines))
         names, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
         if names != [artifact.input.name] or artifact.output.name not in outputs:
             raise Refused(
@@ -88,7 +93,7 @@ class OnnxBackend:
                 ),
             )
         wanted, fed = [artifact.output.name], artifact.input.name
-        return Session(session.get_providers()[0], lambda x: session.run(wanted, {fed: x})[0])
+        return Session(session.get_providers()[0], lambda x: session.run(wanted, {fed: x})[0], state)
 
     def profile(
         self, model: bytes, provider: str, threads: int, artifact: wire.Artifact, x: Any, folder: Path
@@ -106,26 +111,34 @@ class OnnxBackend:
             events = json.load(f)
         return parse_profile(events, "ONNX Runtime {}".format(self.version()), PROFILE_WARMUP)
 
-    def _open(self, model: bytes, provider: str, threads: int, alone: bool = False, profile_prefix: str = "") -> Any:
+    def _open(
+        self,
+        model: bytes,
+        provider: str,
+        threads: int,
+        alone: bool = False,
+        profile_prefix: str = "",
+        options: Optional[Dict[str, str]] = None,
+    ) -> Any:
         if provider not in self.providers():
             raise Refused(
                 "provider-missing",
                 "onnxruntime {} has {}, not {}".format(self.version(), ", ".join(self.providers()), provider),
             )
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
+        settings = self._ort.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.inter_op_num_threads = 1
+        settings.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.log_severity_level = 3
         if profile_prefix:
-            options.enable_profiling = True
-            options.profile_file_prefix = profile_prefix
+            settings.enable_profiling = True
+            settings.profile_file_prefix = profile_prefix
         companions = [] if alone else COMPANIONS.get(provider, [])
         if alone and provider != "CPUExecutionProvider":
             # Else a provider that takes no operator "works": everything runs on the CPU behind its name.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            session = self._ort.InferenceSession(model, options, providers=[provider] + companions)
+            session = self._ort.InferenceSession(model, settings, providers=[(provider, options or {}), *companions])
         except Exception as e:
             raise refuse_load("onnxruntime", self.version(), str(e), TOO_OLD) from e
         session.disable_fallback()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from pathlib import Path
 from typing import Any, Tuple
 
 from device_agents import wire
@@ -91,8 +92,11 @@ class TfliteBackend:
         if model[4:8] != b"TFL3":
             raise Refused("worker-failed", "the file is not a TFLite model: it has no TFL3 mark")
 
-    def load(self, model: bytes, provider: str, threads: int, artifact: wire.Artifact) -> Session:
-        """Load from bytes. Raises ``worker-failed``, ``provider-missing`` or ``provider-mismatch``."""
+    def load(self, model: bytes, provider: str, threads: int, artifact: wire.Artifact, engines: Path) -> Session:
+        """Load from bytes; nothing is compiled, ``engines`` stays as it is.
+
+        Raises ``worker-failed``, ``provider-missing`` or ``provider-mismatch``.
+        """
         interpreter = self._open(model, provider, threads)
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         shape = tuple(int(n) for n in inputs[0]["shape"])

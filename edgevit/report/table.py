@@ -100,6 +100,13 @@ def _number(value: float | None, absent: str, digits: int) -> tuple[str, str]:
     return f"{value:,.{digits if abs(value) >= 1 else digits + 1}f}", ""
 
 
+def _init(s: Summary) -> tuple[str, str]:
+    """The first load of what had to be compiled is a figure of its own."""
+    if s.init_cold_ms is None:
+        return _number(s.init_ms, s.p50_absent, 1)
+    return f"{_number(s.init_ms, '', 1)[0] or '–'}, cold {s.init_cold_ms:,.0f}", ""
+
+
 def _p50(s: Summary) -> tuple[str, str]:
     return _number(s.p50_ms, s.p50_absent, 2 if (s.p50_ms or 0) < 100 else 1)
 
@@ -175,7 +182,7 @@ def _wide(model: str, rows: Sequence[Summary], notes: Footnotes) -> Table:
         ("std\nms", lambda s: _number(s.std_ms, s.p50_absent, 2)),
         ("process p50\nms", lambda s: (" ".join(f"{v:.2f}" for v in s.process_p50_ms), s.p50_absent)),
         ("first\nms", lambda s: _number(s.first_inference_ms, s.p50_absent, 1)),
-        ("init\nms", lambda s: _number(s.init_ms, s.p50_absent, 1)),
+        ("init\nms", _init),
         ("n", lambda s: (f"{s.n:,}" + (f" of {s.n * s.stride:,}" if s.stride > 1 else ""), "")),
         ("batch", lambda s: (str(s.batch), "")),
         ("images\n/s", lambda s: _number(s.images_per_s, s.p50_absent, 1 if (s.images_per_s or 0) < 100 else 0)),

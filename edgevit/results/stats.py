@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from device_agents.verdict import RULES_VERSION
-from device_agents.wire import Cooling, Measurement, OperatorProfile, Reading, Run, Variant, Verdict
+from device_agents.wire import Cooling, Measurement, OperatorProfile, Reading, Run, Series, Variant, Verdict
 from edgevit.results.energy import measure_energy
 from edgevit.results.sustained import Sustained, describe_sustained
 
@@ -86,6 +86,7 @@ class Summary:
     process_p50_ms: tuple[float, ...]
     first_inference_ms: float | None
     init_ms: float | None
+    init_cold_ms: float | None
     peak_mb: float | None
     peak_absent: str
     memory_delta_mb: float | None
@@ -267,7 +268,8 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
         max_ms=_ms(ordered[-1]) if n else None,
         process_p50_ms=tuple(_ms(percentile(sorted(s.samples_ns), 0.5)) for s in m.series if s.samples_ns),
         first_inference_ms=_ms(statistics.median(s.first_inference_ns for s in m.series)) if m.series else None,
-        init_ms=_ms(statistics.median(s.init_time_ns for s in m.series)) if m.series else None,
+        init_ms=_init_ms([s for s in m.series if s.engine_cache != "cold"]),
+        init_cold_ms=_init_ms([s for s in m.series if s.engine_cache == "cold"]),
         peak_mb=max(peaks) if peaks else None,
         peak_absent="" if peaks else (none if not m.series else "the device does not tell a process's peak memory"),
         memory_delta_mb=max(deltas) if deltas else None,
@@ -354,6 +356,7 @@ def _never_reached(run: Run, variant: Variant) -> Summary:
         process_p50_ms=(),
         first_inference_ms=None,
         init_ms=None,
+        init_cold_ms=None,
         peak_mb=None,
         peak_absent=why,
         memory_delta_mb=None,
@@ -440,6 +443,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
             front.append(i)
             best = points[i][1]
     return front
+
+
+def _init_ms(series: Sequence[Series]) -> float | None:
+    return _ms(statistics.median(s.init_time_ns for s in series)) if series else None
 
 
 def _ms(ns: float) -> float:
