@@ -41,8 +41,10 @@ def collect_facts(store: Store, agent_sha256: str, quick: bool, alive: Callable[
         active, previous = (state.active, state.previous) if state else (None, None)
         if state is None:
             absent["active"] = "nothing was activated yet"
+        if previous is None:
+            absent["previous"] = "nothing was active before"
     except Refused as e:
-        absent["active"] = str(e)[:400]
+        absent["active"] = absent["previous"] = str(e)[:400]
     host = os.uname()
     facts = wire.Facts(
         schema=wire.FACTS_SCHEMA,
