@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import List, Tuple
 
 from device_agents import wire
-from device_agents.errors import Refused, printable
+from device_agents.errors import Refused, printable, refuse_os_error
 
 BEGIN = b"-----BEGIN SSH SIGNATURE-----\n"
 END = b"-----END SSH SIGNATURE-----\n"
@@ -129,7 +129,7 @@ class SshKeygenChecker:
             path.write_bytes(signature)
             return self._check(parsed, manifest, path)
         except OSError as e:
-            raise Refused("io-error", "checking a signature in {}: {}".format(self._scratch, e)) from e
+            raise refuse_os_error(e, "checking a signature in {}".format(self._scratch)) from e
         finally:
             if path.exists():
                 path.unlink()

@@ -133,8 +133,10 @@ def test_a_system_left_tuned_by_a_killed_server_is_put_back_by_the_next(
 
 @contextlib.contextmanager
 def hogs(count: int) -> Iterator[None]:
-    """Processes that do nothing but take CPUs."""
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """Processes that do nothing but take CPUs, each in a session of its own: a kernel with autogroups (sched(7)) shares CPUs
+    out by session first, and many hogs in one would leave the worker's session its whole core."""
+    argv = [sys.executable, "-c", "while True: pass"]
+    started = [subprocess.Popen(argv, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:

@@ -28,12 +28,12 @@ def test_killed_before_any_step_every_command_can_be_given_again(tmp_path: Path,
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
+    """A file system of 40 MB, of which the agent leaves 16 free."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     place = tmp_path / "small"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)], check=True)
     try:
         yield place
     finally:
@@ -49,7 +49,7 @@ def test_a_disk_that_fills_up_costs_neither_the_active_bundle_nor_a_result(small
     request = {"variant": wire.encode(first.variant()), "policy": "test", "allow_older": False}
     agent.call("activate", stdin=request)
     with pytest.raises(AgentRefused) as refused:
-        agent.install(make_bundle(signer, version=2, extra_blob=os.urandom(5_000_000)))
+        agent.install(make_bundle(signer, version=2, extra_blob=os.urandom(30_000_000)))
     assert refused.value.code == "no-space"
     agent.call("submit", stdin=wire.encode(make_job(first, "before")))
     before = agent.follow("before")
@@ -57,7 +57,7 @@ def test_a_disk_that_fills_up_costs_neither_the_active_bundle_nor_a_result(small
     with filler.open("wb") as f:
         try:
             while True:
-                f.write(b"x" * 4096)
+                f.write(b"x" * 65536)
                 f.flush()
         except OSError:
             pass
@@ -65,8 +65,12 @@ def test_a_disk_that_fills_up_costs_neither_the_active_bundle_nor_a_result(small
         agent.call("submit", stdin=wire.encode(make_job(first, "during")))
     assert refused.value.code == "no-space"
     assert agent.follow("before") == before, "a result that waits is not touched"
-    assert agent.call("activate", stdin=request)["changed"] is False
+    with pytest.raises(AgentRefused) as refused:
+        agent.call("activate", stdin=request)
+    assert refused.value.code == "no-space", "a signature is checked in files"
+    assert agent.call("probe", "--quick")["active"]["variant"] == request["variant"]
     filler.unlink()
+    assert agent.call("activate", stdin=request)["changed"] is False
     assert agent.call("ack", "before") == {"acknowledged": True}
     agent.call("submit", stdin=wire.encode(make_job(first, "during")))
     assert agent.follow("during").status == "completed"
@@ -83,7 +87,6 @@ def test_a_store_that_became_read_only_is_named(small_disk: Path, signer: Signer
     for command, stdin in (
         ("submit", wire.encode(make_job(bundle, "nowhere"))),
         ("activate", {"variant": wire.encode(bundle.variant()), "policy": "test", "allow_older": False}),
-        ("gc", b""),
     ):
         with pytest.raises(AgentRefused) as refused:
             agent.call(command, stdin=stdin)
