@@ -9,7 +9,7 @@ help:
 	@echo "make demo   the whole path on handwritten digits, no network beyond installation"
 	@echo "make test   style, types, every test"
 	@echo "make soak   the long trials (kills, fuzzing); SOAK_SEED=N repeats one"
-	@echo "make lab    the whole path on an emulated arm64 machine: needs root, qemu, debootstrap; 15 minutes"
+	@echo "make lab    the whole path on an emulated arm64 machine: needs root, qemu, debootstrap; about 20 minutes"
 	@echo "make bench  the ratios quoted in docs/measuring.md, measured here"
 
 setup:
