@@ -261,7 +261,9 @@ def test_a_counter_is_read_from_the_beginning_of_the_timed_part_on(tmp_path: Pat
     board = detect_board(root)
     sampler = BoardSampler(board, idle_mw=1.0)
     sampler.start()
-    (root / "sys/class/powercap/intel-rapl:0/energy_uj").write_text("3000000\n")
+    later = root / "later"
+    later.write_text("3000000\n")
+    later.replace(root / "sys/class/powercap/intel-rapl:0/energy_uj")  # whole: a reader must never meet an empty counter
     sampler.stop()
     made = sampler.record(series())
     assert made.power is not None and made.power.scope == "package"
