@@ -67,13 +67,14 @@ for line in sys.stdin:
 """
 
 AGENT = """
-import json, sys, time
+import json, pathlib, sys, time
 import numpy as np
 from device_agents import measure, wire
 from device_agents.runtimes import load_backend
 path, runtime, threads, x = sys.argv[1], sys.argv[2], int(sys.argv[3]), np.load(sys.argv[4])
 artifact = wire.loads(wire.Artifact, open(path + ".json", "rb").read(), "artifact", wire.MAX_MANIFEST_BYTES)
-session = load_backend(runtime).load(open(path, "rb").read(), sys.argv[6], threads, artifact)
+session = load_backend(runtime).load(open(path, "rb").read(), sys.argv[6], threads, artifact,
+    pathlib.Path(path).parent / "engines")
 def turn(calls, seconds):
     return measure.time_calls(session.run, x, calls, seconds, 3600.0, lambda done: None).samples_ns
 turn(1, float(sys.argv[5]))
@@ -88,7 +89,9 @@ class Side:
     def __init__(self, code: str, place: Place, warmup: float) -> None:
         v = place.variant
         argv = [str(place.model), v.runtime, str(v.threads), str(place.input), str(warmup), v.provider]
-        self._process = subprocess.Popen([sys.executable, "-c", code, *argv], stdin=-1, stdout=-1, stderr=-3, text=True)
+        self._trouble = place.folder / "stderr.txt"
+        with self._trouble.open("a") as stderr:
+            self._process = subprocess.Popen([sys.executable, "-c", code, *argv], stdin=-1, stdout=-1, stderr=stderr, text=True)
 
     def turn(self, calls: int) -> list[int]:
         """Nanoseconds of each call."""
@@ -97,7 +100,10 @@ class Side:
             raise SystemExit("a side has no pipes")
         stdin.write(f"{calls}\n")
         stdin.flush()
-        times: list[int] = json.loads(stdout.readline())
+        answer = stdout.readline()
+        if not answer:
+            raise SystemExit(f"a side has ended (exit {self._process.wait()}):\n{self._trouble.read_text()[-2000:]}")
+        times: list[int] = json.loads(answer)
         return times
 
     def end(self) -> None:
@@ -113,6 +119,10 @@ class Place:
     variant: wire.Variant
     model: Path
     input: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.model.parent
 
     @property
     def name(self) -> str:
