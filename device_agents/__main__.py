@@ -89,8 +89,14 @@ def _submit(start: Start, store: Any, console: Any) -> Any:
 
 
 def _serve(start: Start, store: Any, console: Any) -> Any:
+    import signal
+
     from device_agents.serve import serve_once
 
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)  # through every `finally`: the worker ends, a governor that was set is put back
+
+    signal.signal(signal.SIGTERM, end)
     with console.heartbeat():
         return serve_once(store, start.agent_sha256, _lock_given(start))
 

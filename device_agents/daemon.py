@@ -30,6 +30,11 @@ LOOK_EVERY_S = 10.0
 LOCK_WAIT_S = 10.0
 TIDY_EVERY_S = 3600.0
 MAX_LOG_BYTES = 1_000_000
+TIDY_LIMIT_S = 600.0
+DESCRIBE_LIMIT_S = 60
+SERVER_END_S = 8.0
+"""A server that is asked to end puts back what it changed of the system; systemd waits 15 s for all of it."""
+
 BACKOFF_S = (1.0, 60.0)
 """Between servers that end without taking a job: the first wait and the longest, doubling."""
 
@@ -108,6 +113,8 @@ class _Daemon:
         self._head = ""
         self._wait_s, self._next_start = BACKOFF_S[0], 0.0
         self._next_tidy = 0.0
+        self._tidier: "Optional[subprocess.Popen[bytes]]" = None
+        self._tidy_until = 0.0
         self._ping_every = watchdog_seconds() / 3
         self._next_ping = 0.0
         self._moved = False
@@ -125,42 +132,46 @@ class _Daemon:
                 self._stop.wait(POLL_S)
         finally:
             notify("STOPPING=1")
+            self._end_tidier()
             self._end_server()
             self._say("stopped")
 
     def _describe(self) -> None:
-        """Have ``daemon.json`` written by a process under the same protections."""
+        """Have ``daemon.json`` written by a process under the same protections; until then there is none."""
         settings = self._settings
         command = ["daemon-describe", str(os.getpid()), settings.unit, str(settings.quota_mb or 0), *settings.devices]
-        self._run(command, 60.0)
-
-    def _run(self, command: Sequence[str], timeout_s: float) -> str:
-        """The end of what this agent says when started for ``command``."""
-        argv = agent_argv(sys.executable, self._agent_sha256, self._root, *command)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(str(self._root.daemon_path))
         try:
-            done = subprocess.run(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s, cwd="/"
-            )
-        except (OSError, subprocess.TimeoutExpired) as e:
-            self._say("{} failed: {}".format(command[0], e))
-            return str(e)
-        said = done.stdout[-300:].decode("utf-8", "replace").strip()
-        if done.returncode != 0:
-            self._say("{} ended with status {}: {}".format(command[0], done.returncode, said))
-        return said
+            described = self._start(command)
+            said = described.communicate(timeout=DESCRIBE_LIMIT_S)[0]
+        except subprocess.TimeoutExpired:
+            described.kill()
+            said = described.communicate()[0] + b" (ended after %d s)" % DESCRIBE_LIMIT_S
+        if described.returncode != 0:
+            self._say("daemon-describe ended with status {}: {}".format(described.returncode, _end_of(said)))
+
+    def _start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        """This same agent once more; it says little, and all of it into a pipe."""
+        argv = agent_argv(sys.executable, self._agent_sha256, self._root, *command)
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, cwd="/"
+        )
 
     def _step(self) -> None:
         now = time.monotonic()
         if self._ping_every and now >= self._next_ping:
             self._next_ping = now + self._ping_every
             notify("WATCHDOG=1")
-        if self._server is not None:
+        if self._tidier is not None:
+            self._watch_tidier(now)
+        elif self._server is not None:
             self._watch_server(now)
         elif now >= self._next_start and self._may_have_jobs(now):
             self._start_if_queued(now)
-        if self._server is None and now >= self._next_tidy:
+        if self._server is None and self._tidier is None and now >= self._next_tidy:
             self._next_tidy = now + TIDY_EVERY_S
-            self._tidy()
+            self._tidy(now)
 
     # ---- the server ------------------------------------------------------------------------------------------------
 
@@ -217,24 +228,44 @@ class _Daemon:
         return ""
 
     def _end_server(self) -> None:
-        """Its worker ends by itself once nobody holds its standard input."""
+        """Asked first: it puts back a governor that it set. Its worker ends by itself once nobody holds its standard input."""
         server, self._server = self._server, None
-        if server is not None and server.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+        if server is None or server.poll() is not None:
+            return
+        with contextlib.suppress(OSError):
+            os.kill(server.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(SERVER_END_S)
+        with contextlib.suppress(OSError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
     # ---- order -----------------------------------------------------------------------------------------------------
 
-    def _tidy(self) -> None:
-        """Over the quota: remove what nobody needs. In a process of its own, whose memory goes with it."""
+    def _tidy(self, now: float) -> None:
+        """Over the quota: remove what nobody needs. In a process of its own, whose memory goes with it, and which is watched
+        rather than waited for: a watchdog wants to hear of this one meanwhile. No job begins until it has ended."""
         if self._settings.quota_mb is None or self._root.used_bytes() <= self._settings.quota_mb * 10**6:
             return
-        said = self._run(["gc"], 600.0)
-        used = self._root.used_bytes() // 10**6
-        self._say(
-            "over the quota of {:,} MB: collected garbage, {:,} MB remain: {}".format(self._settings.quota_mb, used, said)
-        )
+        self._tidier, self._tidy_until = self._start(["gc"]), now + TIDY_LIMIT_S
+
+    def _watch_tidier(self, now: float) -> None:
+        tidier = self._tidier
+        if tidier is None or (tidier.poll() is None and now < self._tidy_until):
+            return
+        self._end_tidier()
+        said = _end_of(tidier.communicate()[0])
+        if tidier.returncode == 0:
+            self._say("over the quota: collected garbage, {:,} MB remain: {}".format(self._root.used_bytes() // 10**6, said))
+        else:
+            self._say("over the quota: gc ended with status {}: {}".format(tidier.returncode, said))
+
+    def _end_tidier(self) -> None:
+        """Killed anywhere it leaves nothing half-removed: the next one goes on."""
+        tidier, self._tidier = self._tidier, None
+        if tidier is not None and tidier.poll() is None:
+            tidier.kill()
+            tidier.wait()
 
     def _say(self, text: str) -> None:
         """One line into ``log/daemon.log`` (at most twice MAX_LOG_BYTES with its predecessor) and onto standard error."""
@@ -252,3 +283,7 @@ class _Daemon:
         with contextlib.suppress(OSError):
             sys.stderr.write(line)
             sys.stderr.flush()
+
+
+def _end_of(said: bytes) -> str:
+    return said[-300:].decode("utf-8", "replace").strip()

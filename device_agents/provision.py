@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from device_agents import wire
+from device_agents.conditions import restore_system
 from device_agents.console import Console
 from device_agents.environment import (
     MARK,
@@ -37,6 +38,7 @@ from device_agents.install import IDLE_S, locked_blobs, take_in
 from device_agents.root import temp_name
 from device_agents.service import remove_daemon
 from device_agents.store import Store
+from device_agents.supervise import root_of_boards
 from device_agents.verify import parse_manifest
 
 STEP_TIMEOUT_S = 3600.0
@@ -340,6 +342,9 @@ def unprovision(store: Store, console: Console) -> Dict[str, Any]:
     if lock is None:
         raise Refused("busy", "a job is being measured on this device", "edgevit collect, or wait for it")
     try:
+        left_tuned = restore_system(store, root_of_boards())
+        if left_tuned:
+            raise Refused("needs-root", "{}; then unprovision again".format(left_tuned))
         with console.heartbeat():
             for entry in sorted(root.iterdir()):
                 store.discard(entry)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agents import conditions, wire
+from device_agents import conditions, provision, wire
 from device_agents.conditions import cool_down, governor_files, restore_system, tune_system
+from device_agents.console import Console
 from device_agents.errors import Refused
 from device_agents.store import Store
 
@@ -114,6 +115,23 @@ def test_put_back_after_a_kill_by_whoever_starts_next(store: Store, root: Path) 
     assert restore_system(Store(store.root), root) == "" and governors(root) == ["ondemand", "schedutil"]
 
 
+def test_a_device_is_not_left_tuned_by_the_agents_removal(store: Store, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provision, "root_of_boards", lambda: root)
+    (store.root / "agent").mkdir(exist_ok=True)
+    tune_system(store, root)
+    with monkeypatch.context() as patched:
+        patched.setattr(conditions, "_write", refuse_to_write)
+        with pytest.raises(Refused, match=r"echo ondemand \| sudo tee .*; then unprovision again"):
+            provision.unprovision(store, Console())
+    assert store.tuned_path.exists(), "what would put it back must not be removed"
+    assert provision.unprovision(store, Console()) == {"removed": True}
+    assert governors(root) == ["ondemand", "schedutil"] and not store.root.exists()
+
+
+def refuse_to_write(path: Path, text: str) -> None:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
 @pytest.mark.parametrize("cut", ["before the first", "between"])
 def test_killed_while_setting(store: Store, root: Path, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
     class Killed(BaseException):
@@ -159,12 +177,8 @@ def test_what_cannot_be_put_back_is_told_and_kept_for_the_next_time(
     store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tune_system(store, root)
-
-    def refuse(path: Path, text: str) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
     with monkeypatch.context() as patched:
-        patched.setattr(conditions, "_write", refuse)
+        patched.setattr(conditions, "_write", refuse_to_write)
         problem = restore_system(store, root)
         with pytest.raises(Refused, match="still tuned by an earlier job"):
             tune_system(store, root)
