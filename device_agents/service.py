@@ -46,6 +46,7 @@ def install_daemon(store: Store, console: Console, agent_sha256: str) -> Dict[st
     console.progress("daemon", 0, 1, "", "a {} unit".format(kind))
     with console.heartbeat():
         manager = Manager(kind, unit_name(store.root))
+        other = Manager("user" if kind == "system" else "system", manager.unit)
         if kind == "user":
             _linger()
         for sandboxed in (True, False):
@@ -59,6 +60,7 @@ def install_daemon(store: Store, console: Console, agent_sha256: str) -> Dict[st
                     "edgevit collect --wait, then install it again",
                 )
             manager.write(store, text)
+            other.remove(store)  # only now: whatever is refused leaves the daemon that is there at work
             manager.restart(store)
             if _comes_up(store, manager):
                 break

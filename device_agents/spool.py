@@ -241,6 +241,10 @@ def cancel(store: Store, agent_sha256: str, run_id: str) -> Dict[str, Any]:
     if state in ("done", "acked"):
         return {"cancelled": False, "state": state}
     store.write(store.cancel_path(run_id), b"")
+    state = str(_state(store, run_id))
+    if state not in ("queued", "running"):  # it ended meanwhile, and nobody will ever look for this mark
+        store.remove(store.cancel_path(run_id))
+        return {"cancelled": False, "state": state}
     ensure_server(store, agent_sha256)
     return {"cancelled": True, "state": state}
 

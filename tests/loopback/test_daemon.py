@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from device_agents import wire
+from device_agents.spool import cancel
 from device_agents.store import Store
 from tests.support.agent_bundle import (
     FAST_PLAN,
@@ -130,16 +131,20 @@ def test_works_detached_jobs_by_itself_and_keeps_them_until_they_are_acknowledge
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_job_survives_the_daemons_end(agent: AgentProcess, bundle: TinyBundle, how: signal.Signals) -> None:
+    """Asked to end, it lets its server put back a governor that was set; the note names one that no machine has."""
     run_id = f"survives-{how.name}"
+    note = agent.root / "tuned.json"
     with running(agent) as daemon:
         submit(agent, make_job(bundle, run_id, plan=dataclasses.replace(FAST_PLAN, min_seconds=2.0)))
         (server,) = wait_for(lambda: servers(agent), "a server")
-        wait_for(lambda: "attempt" in part_of(agent, run_id), "the first attempt")
+        wait_for(lambda: "tiny-onnx" in part_of(agent, run_id), "the first job's timing")
+        note.write_text(json.dumps({"sys/devices/system/cpu/cpufreq/policy99999/scaling_governor": "ondemand"}))
         daemon.send_signal(how)
         daemon.wait(30)
         if how == signal.SIGKILL:
             os.kill(server, signal.SIGKILL)  # as a power cut ends both
         wait_for(lambda: not servers(agent), "the server's end with its daemon")
+        assert note.exists() == (how == signal.SIGKILL)
     with running(agent):
         wait_for((agent.root / "spool" / f"{run_id}.run").exists, "the result")
         run = agent.follow(run_id)
@@ -176,6 +181,21 @@ def test_what_is_cancelled_comes_home_as_interrupted(agent: AgentProcess, bundle
     for name in runs:
         agent.call("ack", name)
     assert not list((agent.root / "queue").iterdir()), "no mark of a cancellation is left"
+
+
+def test_a_run_that_ends_while_it_is_being_cancelled_leaves_no_mark(tmp_path: Path) -> None:
+    class EndsMeanwhile(Store):
+        def write(self, path: Path, data: bytes) -> None:
+            super().write(path, data)
+            if path == self.cancel_path("ends"):
+                super().write(self.spool_path("ends", "run"), b"{}")
+                self.remove(self.queue_path("ends"))
+
+    store = EndsMeanwhile(tmp_path / "root")
+    store.create()
+    store.write(store.queue_path("ends"), b"{}")
+    assert cancel(store, "0" * 64, "ends") == {"cancelled": False, "state": "done"}
+    assert not store.cancel_path("ends").exists()
 
 
 def test_hostile_files_in_the_queue_are_removed_and_named(agent: AgentProcess, bundle: TinyBundle) -> None:
@@ -274,7 +294,7 @@ def test_over_its_quota_garbage_goes_and_no_more_jobs_are_taken(tmp_path: Path, 
             agent.call("activate", stdin={"variant": wire.encode(made.variant()), "policy": "test", "allow_older": False})
     before = Store(agent.root).used_bytes()
     with running(agent, "--quota-mb", "8"):
-        wait_for(lambda: "collected garbage" in log_of(agent), "the collection")
+        wait_for(lambda: "collected garbage, " in log_of(agent), "the collection")
         kept = {p.name for p in (agent.root / "bundles").iterdir()}
         assert active.digest in kept and made.digest in kept and len(kept) == 2, "active and newest stay, the one between goes"
         assert Store(agent.root).used_bytes() < before
