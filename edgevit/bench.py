@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from device_agents import wire
-from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable, UsageError
+from edgevit.errors import DeviceRefused, LostLink, Unreachable, UsageError
 from edgevit.fleet.agent import Agent
 from edgevit.progress import Progress
 
@@ -152,27 +152,3 @@ def cancel_runs(agent: Agent, run_ids: Collection[str]) -> set[str]:
     for run_id in sorted(there):
         agent.cancel(run_id)
     return there
-
-
-T = TypeVar("T")
-
-
-def over_targets(
-    names: Sequence[str], work: Callable[[str], T], *, at_once: int = 16
-) -> tuple[list[tuple[str, T]], list[tuple[str, EdgevitError]]]:
-    """Run ``work`` for each target in threads, at most ``at_once`` together: (what came back, what failed), in the given order.
-
-    An error of one target does not stop the others. Anything that is not an EdgevitError is a defect and is raised.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    done: list[tuple[str, T]] = []
-    failed: list[tuple[str, EdgevitError]] = []
-    with ThreadPoolExecutor(max_workers=max(1, min(at_once, len(names)))) as pool:
-        futures = [(name, pool.submit(work, name)) for name in names]
-        for name, future in futures:
-            try:
-                done.append((name, future.result()))
-            except EdgevitError as error:
-                failed.append((name, error))
-    return done, failed

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgevit.bench import over_targets
+import click
+
 from edgevit.cli import exit_code, show_error
 from edgevit.cli.console import say
 from edgevit.errors import EdgevitError, UsageError
 from edgevit.places import fleet_path
+from edgevit.schedule import AT_ONCE, device_of, over_targets
 
 if TYPE_CHECKING:
     from device_agents.wire import Facts
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
     from edgevit.profile import Profile
 
 T = TypeVar("T")
+
+at_once_option = click.option(
+    "--at-once",
+    type=click.IntRange(1, 256),
+    default=AT_ONCE,
+    show_default=True,
+    metavar="N",
+    help="Connections held together; never two to one device.",
+)
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,9 @@ def each_target(
     *,
     sign_key: Path | None = None,
     action: Action | None = None,
+    at_once: int = AT_ONCE,
 ) -> tuple[list[tuple[str, T]], int]:
-    """``work`` on every target selected, in parallel: (what came back by target, the exit code).
+    """``work`` on every target selected, ``at_once`` in parallel: (what came back by target, the exit code).
 
     Failures are shown as they stand; the rest is finished. 3 if a device was unreachable or refused, else the worst other.
     An ``action`` is kept in the audit log for each target, however it ends there.
@@ -122,7 +134,7 @@ def each_target(
             session = opened.enter_context(open_session(targets[name], sign_key))
             return work(replace(session, record=record))
 
-    done, failed = over_targets(list(targets), one)
+    done, failed = over_targets(list(targets), one, at_once=at_once, device=lambda name: device_of(targets[name]))
     return done, show_failures(failed)
 
 

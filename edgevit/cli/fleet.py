@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevit.cli.connect import select_targets
+from edgevit.cli.connect import at_once_option, select_targets
 from edgevit.cli.console import emit_json, json_option, out, say
 from edgevit.cli.progress_context import showing_progress
 from edgevit.errors import UnknownName, UsageError
@@ -41,8 +41,9 @@ def fleet() -> None:
 @targets_argument
 @click.option("--prove", is_flag=True, help="Run an inference in every runtime there; default: those proven before count.")
 @timeout_option
+@at_once_option
 @json_option
-def check(targets: Sequence[str], prove: bool, limit_s: float, as_json: bool) -> int:
+def check(targets: Sequence[str], prove: bool, limit_s: float, at_once: int, as_json: bool) -> int:
     """Validate the fleet file and reach TARGETs (all of it if none is named), all at once: one table.
 
     Host key, login, agent, proven runtimes, disk, clock, daemon, what waits there; what is wrong stands below the table with
@@ -66,7 +67,7 @@ def check(targets: Sequence[str], prove: bool, limit_s: float, as_json: bool) ->
                 progress.advance("fleet", len(answered), f"looking at {count_targets(chosen)}; {one.target.name}: {one.state}")
 
         prompts, host_agent = NoNewKeys(), agent_pyz().sha256
-        checked = check_targets(chosen, prompts, host_agent, prove=prove, limit_s=limit_s, on_done=on_done)
+        checked = check_targets(chosen, prompts, host_agent, prove=prove, limit_s=limit_s, on_done=on_done, at_once=at_once)
         progress.finish("fleet", f"looked at {count_targets(chosen)}")
     code = exit_status(checked)
     if as_json:
@@ -79,20 +80,22 @@ def check(targets: Sequence[str], prove: bool, limit_s: float, as_json: bool) ->
 @fleet.command()
 @targets_argument
 @timeout_option
+@at_once_option
 @json_option
-def status(targets: Sequence[str], limit_s: float, as_json: bool) -> int:
+def status(targets: Sequence[str], limit_s: float, at_once: int, as_json: bool) -> int:
     """What is active on TARGETs (all if none is named), since when, what was before, and the last run that came home.
 
     Of a target that is off this shows what this machine knows from its audit log and its results, marked so; the exit code is
     then 3. The verdict of a run is judged anew.
     """
-    from edgevit.bench import now, over_targets
+    from edgevit.bench import now
     from edgevit.fleet.audit import read_log
     from edgevit.fleet.check import NoNewKeys, exit_of, probe_bounded
     from edgevit.fleet.status import from_device, from_here
     from edgevit.places import audit_path
     from edgevit.report.fleet_view import json_status, render_status
     from edgevit.results.store import open_store
+    from edgevit.schedule import device_of, over_targets
 
     chosen = {target.name: target for target in chosen_targets(targets)}
     log = read_log(audit_path())
@@ -100,7 +103,10 @@ def status(targets: Sequence[str], limit_s: float, as_json: bool) -> int:
     with open_store() as store, showing_progress() as progress:
         progress.start("fleet", f"asking {count_targets(chosen)}")
         answered, failed = over_targets(
-            list(chosen), lambda name: probe_bounded(chosen[name], NoNewKeys(), limit_s), at_once=32
+            list(chosen),
+            lambda name: probe_bounded(chosen[name], NoNewKeys(), limit_s),
+            at_once=at_once,
+            device=lambda name: device_of(chosen[name]),
         )
         progress.finish("fleet", f"asked {count_targets(chosen)}")
         found: dict[str, Standing] = {}

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgevit.bench import over_targets
 from edgevit.errors import (
     DeviceError,
     EdgevitError,
@@ -24,13 +23,13 @@ from edgevit.errors import (
 from edgevit.fleet.agent import END_S, SILENCE_S, Agent, check_start
 from edgevit.fleet.connect import connect
 from edgevit.profile import Finding, check_target_profile, load_profile, propose_profile
+from edgevit.schedule import AT_ONCE, device_of, over_targets
 from edgevit.transport.prompts import Prompts, TerminalPrompts
 
 if TYPE_CHECKING:
     from device_agents.wire import DaemonStatus, Facts
     from edgevit.fleet.inventory import Target
 
-AT_ONCE = 32
 LOW_DISK_MB = 500
 SKEW_S = 2.0
 """Beyond this, times in results and logs of the device can no longer be set beside the host's."""
@@ -198,9 +197,10 @@ def check_targets(
     prove: bool,
     limit_s: float,
     on_done: Callable[[Checked], None],
+    at_once: int = AT_ONCE,
 ) -> list[Checked]:
-    """Every target, in the given order; ``host_agent`` is the SHA-256 of this host's agent. ``on_done`` is called from
-    threads."""
+    """Every target, in the given order, at most ``at_once`` together; ``host_agent`` is the SHA-256 of this host's agent.
+    ``on_done`` is called from threads."""
     by_name = {target.name: target for target in targets}
 
     def one(name: str) -> Checked:
@@ -217,7 +217,7 @@ def check_targets(
         on_done(checked)
         return checked
 
-    done, _ = over_targets(list(by_name), one, at_once=AT_ONCE)
+    done, _ = over_targets(list(by_name), one, at_once=at_once, device=lambda name: device_of(by_name[name]))
     return [checked for _, checked in done]
 
 
