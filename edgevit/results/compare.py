@@ -13,29 +13,23 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from device_agents.wire import Measurement, Run, Series, Variant
 from edgevit.plans import pairs_of
+from edgevit.results.intervals import t_interval
 from edgevit.results.stats import percentile
 
-CONFIDENCE = 0.95
 LEAST_BLOCKS = 3
 """With two blocks the interval's factor is 12.7: it says nothing."""
-
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""The 97.5 % quantile of Student's t for 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook, table 1.3.6.7.2)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """B against A on one target: ``ratio`` is B's latency ÷ A's, below 1 where B is the faster.
 
-    ``interval`` holds the ratio with 95 % confidence; both are None with their reason in ``absent``. ``left_out`` names the
+    ``interval`` holds the ratio with 95 % confidence; both are None with their reason in ``absent``. ``a_p50_ms`` and
+    ``b_p50_ms`` are medians over the series of the quantile that was compared, by default their medians. ``left_out`` names the
     blocks that were falsified, numbered from 1, each with the reason.
     """
 
@@ -58,21 +52,22 @@ class Comparison:
         return None if self.interval is None else not self.interval[0] <= 1.0 <= self.interval[1]
 
 
-def compare_pairs(run: Run) -> list[Comparison]:
-    """One comparison for each pair of a run whose plan is ``mirrored``; none for any other run."""
+def compare_pairs(run: Run, quantile: float = 0.5) -> list[Comparison]:
+    """One comparison for each pair of a run whose plan is ``mirrored``; none for any other run. ``quantile``: of each series'
+    latencies the one compared, the median by default; 0.9 compares the p90."""
     if run.job.plan.order != "mirrored":
         return []
     measured = {m.variant: m for m in run.measurements}
-    return [_compare(run, a, b, measured) for a, b in pairs_of(run.job.variants)]
+    return [_compare(run, a, b, measured, quantile) for a, b in pairs_of(run.job.variants)]
 
 
-def _compare(run: Run, a: Variant, b: Variant, measured: dict[Variant, Measurement]) -> Comparison:
+def _compare(run: Run, a: Variant, b: Variant, measured: dict[Variant, Measurement], quantile: float) -> Comparison:
     sides = (measured.get(a), measured.get(b))
     logs: list[float] = []
     left_out: list[str] = []
     kept: tuple[list[float], list[float]] = ([], [])
     for number in range(run.job.plan.processes // 2):
-        medians, reason = _block(run, sides, number)
+        medians, reason = _block(run, sides, number, quantile)
         if medians is None:
             left_out.append(f"block {number + 1}: {reason}")
             continue
@@ -97,26 +92,10 @@ def _compare(run: Run, a: Variant, b: Variant, measured: dict[Variant, Measureme
     )
 
 
-def t_interval(logs: Sequence[float]) -> tuple[float, float]:
-    """The interval of exp(mean) at 95 % confidence; ValueError for fewer than two values."""
-    if len(logs) < 2:
-        raise ValueError(f"{len(logs)} values have no interval")
-    degrees = len(logs) - 1
-    factor = T_975[degrees - 1] if degrees <= len(T_975) else _t_of_many(degrees)
-    mean, half = statistics.fmean(logs), factor * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean - half), math.exp(mean + half)
-
-
-def _t_of_many(degrees: int) -> float:
-    """Beyond the table: the first terms of the Cornish–Fisher expansion (Abramowitz and Stegun, 26.7.5)."""
-    z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
 def _block(
-    run: Run, sides: tuple[Measurement | None, Measurement | None], number: int
+    run: Run, sides: tuple[Measurement | None, Measurement | None], number: int, quantile: float
 ) -> tuple[tuple[list[float], list[float]] | None, str]:
-    """The medians (ns) of A's and B's two series of a block, or why it does not count."""
+    """The medians (ns), or another ``quantile``, of A's and B's two series of a block, or why it does not count."""
     from device_agents.verdict import judge_series
 
     found: tuple[list[float], list[float]] = ([], [])
@@ -132,15 +111,15 @@ def _block(
             reasons = judge_series(run, measurement, one)
             if reasons:
                 return None, f"{name}: {'; '.join(reasons)}"
-            median = _median(one)
+            median = _quantile(one, quantile)
             if median <= 0:
                 return None, f"{name}: nothing was timed"
             found[side].append(median)
     return found, ""
 
 
-def _median(series: Series) -> int:
-    return percentile(sorted(series.samples_ns), 0.5) if series.samples_ns else 0
+def _quantile(series: Series, quantile: float) -> int:
+    return percentile(sorted(series.samples_ns), quantile) if series.samples_ns else 0
 
 
 def _name(variant: Variant, measurement: Measurement | None) -> str:

@@ -11,8 +11,9 @@ Definitions, so that a figure means one thing everywhere:
   arXiv:1911.02549): of n sorted samples the t-th largest, t being the largest count of slower samples that a true percentile
   would, at the confidence asked, still allow.
 - *Throughput*: images a second over all timed inferences, batch size ÷ mean latency; *p50 an image*: p50 ÷ batch size.
-- *p50 interval*: where the median lies with 95 % confidence, from order statistics of the pooled samples (Conover, Practical
-  Nonparametric Statistics, 3.2), widened to hold every process's own median: latency differs from process to process.
+- *Intervals* of p50, p90 and p99 hold a typical process's percentile with 95 % confidence: Student's t over processes, see
+  :mod:`edgevit.results.intervals`. With fewer than three processes only p50 has one, of this process alone: order statistics
+  of the pooled samples (Conover, Practical Nonparametric Statistics, 3.2), widened to hold every process's own median.
 - *Energy*: of an inference, with the idle board's power taken off (net) and without (gross); see :mod:`edgevit.results.energy`.
 - Statistics pool the samples of all series (worker processes) of a measurement; each process's own median is kept beside them.
 - *× fp32*: p50 of the reference ÷ p50, on the same target, of the same model, batch of runs, thread count and batch size. The
@@ -31,6 +32,7 @@ from dataclasses import dataclass, field
 from device_agents.verdict import RULES_VERSION
 from device_agents.wire import Cooling, Measurement, OperatorProfile, Reading, Run, Series, Variant, Verdict
 from edgevit.results.energy import measure_energy
+from edgevit.results.intervals import percentile_interval
 from edgevit.results.sustained import Sustained, describe_sustained
 
 P90_SAMPLES = 64
@@ -48,7 +50,9 @@ class Summary:
     Times in milliseconds, memory and files in megabytes (10⁶ bytes); top-1, its standard error and agreement as shares of 1.
     ``energy_mj`` is net of the idle board, ``energy_gross_mj`` is not; both are an inference's, within ``energy_scope``.
     ``sampler_cpu`` is the share of one core that watching the board took while timed. What is None has its reason in the field
-    of the same name ending in ``_absent``. ``mismatch``: how the outputs differ from those recorded at build time, or empty.
+    of the same name ending in ``_absent``. ``interval_of`` says what the intervals repeat: ``processes``, or ``samples`` where
+    there are too few of those: what differs from process to process is then not in them. ``mismatch``: how the outputs differ
+    from those recorded at build time, or empty.
     """
 
     run_id: str
@@ -120,6 +124,9 @@ class Summary:
     agreement: float | None = None
     agreement_absent: str = "no fp32 was scored beside it"
     p50_interval_ms: tuple[float, float] | None = None
+    p90_interval_ms: tuple[float, float] | None = None
+    p99_interval_ms: tuple[float, float] | None = None
+    interval_of: str = ""
     mismatch: str = ""
     p99_early_stopping_ms: float | None = None
     images_per_s: float | None = None
@@ -231,7 +238,7 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
     total = sum(ordered)
     waits = [s.waiting / m.variant.threads for s in m.series if s.waiting is not None]
     foreign = [s.foreign_cpu for s in m.series if s.foreign_cpu is not None]
-    interval = median_interval([one.samples_ns for one in m.series])
+    intervals, interval_of = _intervals(m.series, ordered)
     energy = measure_energy(m)
     return Summary(
         run_id=run.job.run_id,
@@ -297,7 +304,10 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
         power_mw=energy.power_mw,
         idle_power_mw=energy.idle_mw,
         sampler_cpu=max((s.sampling.cpu for s in m.series if s.sampling is not None), default=None),
-        p50_interval_ms=(_ms(interval[0]), _ms(interval[1])) if interval else None,
+        p50_interval_ms=intervals[0],
+        p90_interval_ms=intervals[1],
+        p99_interval_ms=intervals[2],
+        interval_of=interval_of,
         mismatch=next((s.golden.reason or "other outputs than recorded" for s in m.series if not s.golden.passed), ""),
         p99_early_stopping_ms=_ms(early99) if early99 is not None else None,
         images_per_s=m.batch * n / (total / 1e9) if total else None,
@@ -314,6 +324,22 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
         predictions=scored.predictions if scored else None,
         labels=scored.labels if scored else None,
     )
+
+
+def _intervals(series: Sequence[Series], ordered: Sequence[int]) -> tuple[list[tuple[float, float] | None], str]:
+    """In ms, of p50, p90 and p99 where those are given; and what was repeated."""
+    each = [sorted(one.samples_ns) for one in series]
+    found: list[tuple[float, float] | None] = []
+    for q, needed in ((0.5, 1), (0.9, P90_SAMPLES), (0.99, P99_SAMPLES)):
+        interval = percentile_interval(each, q) if len(ordered) >= needed else None
+        if interval is not None:
+            shown = percentile(ordered, q)  # the pooled figure, which need not be any process's own
+            interval = _ms(min(interval[0], shown)), _ms(max(interval[1], shown))
+        found.append(interval)
+    if found[0] is not None:
+        return found, "processes"
+    own = median_interval(each)
+    return [(_ms(own[0]), _ms(own[1])) if own else None, *found[1:]], "samples" if own else ""
 
 
 def _never_reached(run: Run, variant: Variant) -> Summary:

@@ -16,7 +16,8 @@ from device_agents.wire import Measurement, Run, Variant
 from edgevit.errors import UsageError
 from edgevit.plans import PLANS, list_cpus, memory_limit_mb, pair_variants, parse_cpus, with_blocks, with_minutes
 from edgevit.report.plans_view import json_comparisons, render_comparisons
-from edgevit.results.compare import T_975, _t_of_many, compare_pairs, t_interval
+from edgevit.results.compare import compare_pairs
+from edgevit.results.intervals import T_975, t_interval, t_of_many
 from tests.support.runs import facts, measurement, run, series
 
 
@@ -80,7 +81,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 def test_the_table_of_t_goes_over_into_its_expansion() -> None:
     assert list(T_975) == sorted(T_975, reverse=True) and len(T_975) == 30
     for degrees, value in ((20, T_975[19]), (30, T_975[29]), (60, 2.000), (120, 1.980)):
-        assert _t_of_many(degrees) == pytest.approx(value, abs=2e-3)
+        assert t_of_many(degrees) == pytest.approx(value, abs=2e-3)
     assert t_interval([0.0] * 40) == (1.0, 1.0)
     with pytest.raises(ValueError):
         t_interval([0.0])
