@@ -15,7 +15,8 @@ from device_agents.codec import text
 from device_agents.console import Console
 from device_agents.entry import write_entry
 from device_agents.errors import Refused
-from device_agents.install import artifact_of, locked_blobs, verify_installed
+from device_agents.install import artifact_of, verify_installed
+from device_agents.intake import locked_blobs
 from device_agents.servers import agent_argv
 from device_agents.sshsig import parse_signer_line
 from device_agents.store import Store
@@ -102,13 +103,18 @@ def _check_golden(
     run_worker(argv, request, GOLDEN_TIMEOUT_S, lambda message: None)
 
 
-def rollback(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any]:
+def rollback(store: Store, console: Console, agent_sha256: str, undo: str = "") -> Dict[str, Any]:
     """Make the previous variant active again; the one left becomes the previous. It gave its golden outputs when it was
-    activated, and a way back must not depend on a runtime that may be what broke. Raises ``no-active``, ``no-previous``."""
+    activated, and a way back must not depend on a runtime that may be what broke. Raises ``no-active``, ``no-previous``.
+
+    ``undo``: only what was activated at this very time is left; where something else is active nothing is changed. So a host
+    that lost the answer may ask again."""
     with locked_blobs(store, console), console.heartbeat():
         state = read_active(store)
         if state is None:
             raise Refused("no-active", "nothing is active on this device", "deploy a bundle")
+        if undo and state.active.activated_at != undo:
+            return {"active": wire.encode(state.active)}
         if state.previous is None:
             raise Refused("no-previous", "nothing was active before bundle {!r}".format(state.active.bundle_name))
         verified = verify_installed(store, state.previous.variant.bundle)
@@ -144,6 +150,15 @@ def read_signers(store: Store) -> "list[str]":
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def foresee_garbage(store: Store, activating: str) -> Dict[str, Any]:
+    """What :func:`collect_garbage` would remove once the bundle ``activating`` is active; nothing is changed."""
+    kept = _needed_bundles(store, activating)
+    doomed = [d for d in store.bundle_digests() if d not in kept]
+    needed = _blobs_of(store, kept)
+    sizes = [size for sha256, size in store.inventory().items() if sha256 not in needed]
+    return {"removed_bundles": len(doomed), "removed_blobs": len(sizes), "freed_bytes": sum(sizes)}
+
+
 def collect_garbage(store: Store, console: Console) -> Dict[str, Any]:
     """Remove bundles that are neither active, previous, newest of their name nor in a queued job, and blobs nobody needs."""
     freed = 0
@@ -153,9 +168,7 @@ def collect_garbage(store: Store, console: Console) -> Dict[str, Any]:
         doomed = [d for d in store.bundle_digests() if d not in kept]
         for digest in doomed:
             store.remove_bundle(digest)
-        needed: Set[str] = set()
-        for digest in kept:
-            needed.update(b.sha256 for b in parse_manifest(store.bundle_bytes(digest)[0]).blobs())
+        needed = _blobs_of(store, kept)
         removed = 0
         for sha256, size in store.inventory().items():
             if sha256 not in needed and store.remove(store.blob_path(sha256)):
@@ -168,11 +181,20 @@ def collect_garbage(store: Store, console: Console) -> Dict[str, Any]:
     return {"removed_bundles": len(doomed), "removed_blobs": removed, "freed_bytes": freed}
 
 
-def _needed_bundles(store: Store) -> Set[str]:
+def _blobs_of(store: Store, bundles: Set[str]) -> Set[str]:
+    needed: Set[str] = set()
+    for digest in bundles:
+        needed.update(b.sha256 for b in parse_manifest(store.bundle_bytes(digest)[0]).blobs())
+    return needed
+
+
+def _needed_bundles(store: Store, activating: str = "") -> Set[str]:
+    """What must stay; ``activating``: as it will be once that bundle is active and today's active one the previous."""
     installed = set(store.bundle_digests())
-    kept: Set[str] = set()
+    kept: Set[str] = {activating}
     state = read_active(store)
-    for active in (state.active, state.previous) if state else ():
+    replaced = state is not None and activating not in ("", state.active.variant.bundle)
+    for active in (state.active, None if replaced else state.previous) if state else ():
         if active is not None:
             kept.add(active.variant.bundle)
     for run_id in store.queued():

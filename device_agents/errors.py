@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 
 REFUSAL_CODES = (
     "no-python", "no-numpy", "no-runtime", "no-ssh-keygen", "no-signers", "bad-signature", "unknown-signer",
-    "bad-manifest", "newer-schema", "agent-too-old", "older-version", "digest-mismatch", "no-space", "io-error",
+    "bad-manifest", "bad-chunks", "newer-schema", "agent-too-old", "older-version", "digest-mismatch", "no-space", "io-error",
     "not-installed", "blob-missing", "blob-damaged", "no-such-artifact", "does-not-fit", "provider-missing",
     "provider-mismatch", "scheme-refused", "runtime-too-old", "golden-mismatch", "bad-job", "no-such-run", "worker-timeout",
     "worker-died", "worker-memory", "worker-failed", "no-profiler", "busy", "interrupted", "bad-request", "no-previous",
     "no-active", "run-damaged", "no-systemd", "needs-root", "no-daemon", "no-pillow", "bad-image",
+    "locked",
 )  # fmt: skip
 """Every code a refusal can carry. Stable: hosts of other versions know them."""
 

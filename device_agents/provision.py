@@ -34,7 +34,7 @@ from device_agents.environment import (
     used_environment,
 )
 from device_agents.errors import Refused, printable, refuse_os_error
-from device_agents.install import IDLE_S, locked_blobs, take_in
+from device_agents.intake import IDLE_S, locked_blobs, take_in
 from device_agents.root import temp_name
 from device_agents.service import remove_daemon
 from device_agents.store import Store
@@ -59,7 +59,7 @@ def provision(store: Store, console: Console, agent_sha256: str) -> Dict[str, An
     folder = None if request.fresh else find_finished(store, wanted)
     received, made = 0, folder is None
     if folder is not None and folder == used_environment(store):
-        console.emit({"type": "need", "blobs": [], "free_bytes": store.free_bytes()})
+        console.emit({"type": "need", "blobs": [], "free_bytes": store.free_bytes(), "last": True})
         proof = _prove(store, console, agent_sha256, folder)
     else:
         with _no_job_running(store):
@@ -68,7 +68,7 @@ def provision(store: Store, console: Console, agent_sha256: str) -> Dict[str, An
                 received = _receive(store, console, request, request.beyond(there))
                 folder = _make_environment(store, console, request, there)
             else:
-                console.emit({"type": "need", "blobs": [], "free_bytes": store.free_bytes()})
+                console.emit({"type": "need", "blobs": [], "free_bytes": store.free_bytes(), "last": True})
             try:
                 proof = _prove(store, console, agent_sha256, folder)
                 _check_proof(request, proof)

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from typing import Dict, Optional, Tuple
 
+from device_agents.chunks import MAX_CHUNK_BYTES as MAX_CHUNK_BYTES
+from device_agents.chunks import MAX_INDEX_BYTES as MAX_INDEX_BYTES
+from device_agents.chunks import check_index as check_index
+from device_agents.chunks import digest_chunk as digest_chunk
+from device_agents.chunks import pack_chunk_index as pack_chunk_index
 from device_agents.codec import MAX_DEPTH as MAX_DEPTH
 from device_agents.codec import T as T
 from device_agents.codec import WireError as WireError
@@ -272,7 +277,10 @@ class NotMade:
 
 @record
 class Manifest:
-    """Everything a device needs to verify, run and check a model. Signed as the exact bytes it is stored in."""
+    """Everything a device needs to verify, run and check a model. Signed as the exact bytes it is stored in.
+
+    ``chunks`` is the index of how the other blobs are cut (:mod:`device_agents.chunks`); None in older bundles.
+    """
 
     schema: str = text(choices=(BUNDLE_SCHEMA,))
     name: str = name_field(200)
@@ -290,11 +298,12 @@ class Manifest:
     artifacts: Tuple[Artifact, ...] = items(100, 1)
     tools: Dict[str, str] = items(100)
     not_made: Tuple[NotMade, ...] = items(100, default=())
+    chunks: Optional[Blob] = None
 
     def blobs(self) -> Tuple[Blob, ...]:
-        """Every blob once, in a fixed order."""
+        """Every blob once, in a fixed order, the chunk index first."""
         found: Dict[str, Blob] = {}
-        wanted = [self.golden.blob]
+        wanted = [self.chunks, self.golden.blob] if self.chunks else [self.golden.blob]
         if self.labels:
             wanted.append(self.labels)
         for artifact in self.artifacts:
@@ -318,6 +327,8 @@ class Manifest:
             every.append(self.labels)
         if self.evaluation:
             every += [self.evaluation.images, self.evaluation.labels]
+        if self.chunks:
+            every.append(self.chunks)
         for blob in every:
             if sizes.setdefault(blob.sha256, blob.size) != blob.size:
                 raise WireError("blobs", "{} is given two sizes".format(blob.sha256[:12]))
@@ -470,6 +481,28 @@ class Facts:
     soabi: Optional[str] = text(max_len=120, default=None)
     environment: Optional[Environment] = None
     previous: Optional[Active] = None
+
+
+TOKEN_PATTERN = r"[A-Za-z0-9.-]{8,160}"
+
+
+@record
+class OperatorLock:
+    """Which operator alone may change what is installed and active on a device. ``since`` and ``until`` are times of day on the
+    device's own clock, for people; ``left_s`` of its time is left, in seconds."""
+
+    owner: str = text(max_len=200)
+    what: str = text(max_len=400)
+    token: str = text(TOKEN_PATTERN, 160)
+    since: str = text(max_len=40)
+    until: str = text(max_len=40)
+    left_s: int = number(0, 10**6)
+
+    def text(self) -> str:
+        """Who, what, since when, until when."""
+        times = (self.owner, self.what, self.since[:19] + "Z", self.until[:19] + "Z")
+        left = "{} s are left".format(self.left_s) if self.left_s else "its command is still at work there"
+        return "{} is at it ({}) since {}, until {} by the device's clock; {}".format(*times, left)
 
 
 @record

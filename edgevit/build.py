@@ -18,6 +18,7 @@ from device_agents import wire
 from edgevit.artifacts import ArtifactMaker, MadeVariants, make_variants
 from edgevit.bundle import Bundle, verify_place, write_bundle
 from edgevit.cache import Cache, Entry, digest_of, hash_file, tool_versions
+from edgevit.chunks import with_chunk_index
 from edgevit.data import ImageSet
 from edgevit.errors import DataError, MissingExtra, UsageError
 from edgevit.images import BuildImages, DataSets, gather_images, keep_pixels, lacks_data, open_sets, width_multiple
@@ -100,8 +101,8 @@ def make_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: P
         entry = _build(request, model or _load(request, on_progress), cache, key, on_progress)
     manifest = wire.decode(wire.Manifest, entry.meta["manifest"], "cached manifest")
     manifest = replace(manifest, version=_version(cache, manifest.name, key))
-    by_sha = {path.name: path for path in entry.files.values()}
     on_progress.start("pack", f"packing {manifest.name}")
+    manifest, by_sha = with_chunk_index(manifest, {path.name: path for path in entry.files.values()})
     bundle = write_bundle(out, manifest, by_sha, signer)
     on_progress.finish("pack", f"{bundle.path}: {len(manifest.artifacts)} artifacts, signed")
     return Built(bundle, key, reused)

@@ -46,6 +46,10 @@ class Bundle:
             raise BundleError(f"{self.path}: the manifest has no blob {sha256[:80]!r}")
         return self.path / BLOBS / sha256
 
+    def read_chunk_index(self) -> bytes:
+        """The chunk index; empty where the bundle is of before there was one."""
+        return self.blob_path(self.manifest.chunks.sha256).read_bytes() if self.manifest.chunks else b""
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # Opening
@@ -68,6 +72,7 @@ def open_bundle(path: Path, signers: Path | None) -> Bundle:
     _check_entries(folder, {blob.sha256 for blob in manifest.blobs()})
     for blob in manifest.blobs():
         _check_blob(folder / blob.sha256, blob)
+    _check_chunk_index(folder, manifest)
     return Bundle(path, manifest, manifest_bytes, signature, hashlib.sha256(manifest_bytes).hexdigest(), signer)
 
 
@@ -157,6 +162,16 @@ def _check_blob(path: Path, blob: wire.Blob) -> None:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     if digest != blob.sha256:
         raise BundleError(f"{path}: its SHA-256 is {digest}, not what its name and the manifest say", hint=AGAIN)
+
+
+def _check_chunk_index(folder: Path, manifest: wire.Manifest) -> None:
+    if manifest.chunks is None:
+        return
+    path = folder / manifest.chunks.sha256
+    try:
+        wire.check_index(_read_file(path, wire.MAX_INDEX_BYTES), {blob.sha256: blob.size for blob in manifest.blobs()})
+    except wire.WireError as e:
+        raise BundleError(f"{path}: {e}", hint="build the bundle again") from e
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -28,17 +28,21 @@ SILENCE_S = 60.0
 
 END_S = 30.0
 EXIT_REFUSED = 10
+UNDER_THE_LOCK = ("install", "activate", "rollback", "gc", "provision", "unprovision")
+"""Commands that tell the device whose lock they work under."""
 EXIT_NOT_FOUND = (126, 127)
 JETPACK4 = "sudo apt install python3.8 python3.8-venv (JetPack 4), then edgevit target add … --python python3.8"
 
 
 @dataclass(frozen=True)
 class Have:
-    """Which blobs a device lacks, how many bytes of each it has already, and its free space in bytes."""
+    """Which blobs a device lacks, how many bytes of each need not be sent, and its free space in bytes. Of those bytes it would
+    copy ``copied_bytes`` from other blobs: they take space there."""
 
     missing: tuple[str, ...]
     partial: dict[str, int]
     free_bytes: int
+    copied_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,15 @@ class Provisioned:
 class Activated:
     active: wire.Active
     changed: bool
+
+
+@dataclass(frozen=True)
+class LockAnswer:
+    """Whether the lock was ``taken``; ``lock`` as it is now, the holder's where it was not; ``taken_from``: whose it was."""
+
+    taken: bool
+    lock: wire.OperatorLock
+    taken_from: wire.OperatorLock | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,10 @@ class Agent:
         self.python = python
         self.root = root
         self._open_again = open_again
+        self.operator = ""
+        """The token of the lock that this agent's commands work under; empty: of none."""
+        self.max_rate_mbit: float | None = None
+        """What uploads keep to, in 10⁶ bits a second; None: no limit."""
         self.sent_agent = False
         """Whether this device lacked this host's agent and was sent it."""
 
@@ -112,7 +129,9 @@ class Agent:
         if self._open_again is None:
             raise LostLink(f"{self.name}: the connection is gone and cannot be made again from here")
         self.close()
-        return self._open_again()
+        again = self._open_again()
+        again.max_rate_mbit = self.max_rate_mbit
+        return again
 
     def close(self) -> None:
         self.transport.close()
@@ -124,14 +143,18 @@ class Agent:
         value = self._call("probe", ["--quick"] if quick else [])
         return self._decode(wire.Facts, value, "facts")
 
-    def have(self, blobs: Iterable[wire.Blob]) -> Have:
-        """Which of ``blobs`` are not on the device."""
-        value = self._call("have", payload={"blobs": [wire.encode(b) for b in blobs]})
+    def have(self, blobs: Iterable[wire.Blob], chunk_index: bytes = b"") -> Have:
+        """Which of ``blobs`` are not on the device, and what of them lies there in chunks that ``chunk_index`` tells of."""
+        payload: Message = {"blobs": [wire.encode(b) for b in blobs]}
+        if chunk_index:
+            payload["chunks"] = base64.b64encode(chunk_index).decode("ascii")
+        value = self._call("have", payload=payload)
         partial = self._field(value, "partial", dict)
         return Have(
             tuple(str(s) for s in self._field(value, "missing", list)),
             {str(k): int(v) for k, v in partial.items() if isinstance(v, int)},
             self._field(value, "free_bytes", int),
+            self._field(value, "copied_bytes", int),
         )
 
     def install(self, bundle: Bundle, progress: Progress | None = None, *, allow_older: bool = False) -> Installed:
@@ -142,7 +165,8 @@ class Agent:
             "allow_older": allow_older,
         }
         files = {blob: bundle.blob_path(blob.sha256) for blob in bundle.manifest.blobs()}
-        upload = Upload(self, "install", request, files, bundle.manifest.name, progress or Quiet())
+        whole = "" if bundle.manifest.chunks else ", whole: the bundle has no chunk index, build it again to have one"
+        upload = Upload(self, "install", request, files, bundle.manifest.name + whole, progress or Quiet())
         value = upload.run()
         if value.get("bundle") != bundle.digest:
             raise self._defect(f"it installed {str(value.get('bundle'))[:80]!r}, not {bundle.digest}")
@@ -157,9 +181,28 @@ class Agent:
             self._decode(wire.Active, self._field(value, "active", dict), "active"), self._field(value, "changed", bool)
         )
 
-    def rollback(self) -> wire.Active:
-        """Activate what was active before."""
-        return self._decode(wire.Active, self._field(self._call("rollback"), "active", dict), "active")
+    def rollback(self, undo: str = "") -> wire.Active:
+        """Activate what was active before. ``undo``: only where what is active was activated at this very time, as the device
+        wrote it; else nothing is changed, so it may be asked for again. Returns what is active then."""
+        value = self._call("rollback", ["--undo", undo] if undo else [])
+        return self._decode(wire.Active, self._field(value, "active", dict), "active")
+
+    def take_lock(self, owner: str, what: str, token: str, seconds: float, over: str = "") -> LockAnswer:
+        """Take the lock of operators for ``seconds``, or renew one's own; ``over``: the token of a holder known to be gone."""
+        payload = {"owner": owner, "what": what, "token": token, "seconds": seconds, "over": over}
+        value = self._call("operator-take", payload=payload)
+        lock = self._decode(wire.OperatorLock, self._field(value, "lock", dict), "lock")
+        before = value.get("from")
+        taken_from = None if before is None else self._decode(wire.OperatorLock, before, "lock")
+        return LockAnswer(self._field(value, "taken", bool), lock, taken_from)
+
+    def release_lock(self, token: str) -> bool:
+        """Give the lock back; False where it was not this token's any more."""
+        return self._field(self._call("operator-release", ["--operator", token]), "released", bool)
+
+    def foresee_gc(self, activating: str) -> Freed:
+        """What :meth:`gc` would remove once the bundle of this digest is active."""
+        return self._freed(self._call("foresee-gc", ["--activating", activating]))
 
     def submit(self, job: wire.Job) -> bool:
         """Queue ``job``; False where its ``run_id`` was known already. Harmless to repeat."""
@@ -265,7 +308,9 @@ class Agent:
 
     def gc(self) -> Freed:
         """Remove bundles and blobs that neither the active nor the previous nor the newest bundle needs."""
-        value = self._call("gc")
+        return self._freed(self._call("gc"))
+
+    def _freed(self, value: Message) -> Freed:
         return Freed(*(self._field(value, key, int) for key in ("removed_bundles", "removed_blobs", "freed_bytes")))
 
     # ---- one conversation ----
@@ -301,6 +346,8 @@ class Agent:
     ) -> Message:
         """Start ``command``, send, read to its result; uploads the agent once where the device has none or another."""
         pack = agent_pyz()
+        if self.operator and command in UNDER_THE_LOCK:
+            arguments = [*arguments, "--operator", self.operator]
         for attempt in (1, 2):
             argv = [self.python, "-c", LAUNCHER, pack.sha256, self.root, command, *arguments]
             channel = self.transport.open(argv)

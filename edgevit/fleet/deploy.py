@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from device_agents import wire
 from edgevit.bundle import Bundle
 from edgevit.errors import DeviceRefused, UsageError
-from edgevit.fleet.agent import Agent, Have
+from edgevit.fleet.agent import Agent, Freed, Have
 from edgevit.fleet.refusals import map_refusal
 from edgevit.profile import Profile
 from edgevit.progress import Progress
 from edgevit.variants import list_variants, require_runnable
 
+if TYPE_CHECKING:
+    from edgevit.fleet.inventory import Target
+
 
 @dataclass(frozen=True)
 class BlobToSend:
-    """``offset`` bytes of it are on the device already."""
+    """``offset`` bytes of it are on the device already: its beginning, or chunks anywhere."""
 
     sha256: str
     size: int
@@ -31,7 +35,8 @@ class BlobToSend:
 
 @dataclass(frozen=True)
 class DeployPlan:
-    """What a deploy will do on one target. ``activate`` is None where that variant is active already."""
+    """What a deploy will do on one target, so that ``wanted`` is active. ``activate`` is None where it is already; ``remove``:
+    what nothing needs any more after it, None where nothing is to be removed."""
 
     target: str
     bundle: str
@@ -39,10 +44,12 @@ class DeployPlan:
     bundle_version: int
     send: tuple[BlobToSend, ...]
     install: bool
+    wanted: wire.Variant
     activate: wire.Variant | None
     active: wire.Variant | None
     policy: str
     allow_older: bool
+    remove: Freed | None = None
 
     @property
     def send_bytes(self) -> int:
@@ -50,7 +57,8 @@ class DeployPlan:
 
     @property
     def nothing_to_do(self) -> bool:
-        return not self.send and not self.install and self.activate is None
+        removes = self.remove is not None and self.remove.freed_bytes > 0
+        return not self.send and not self.install and self.activate is None and not removes
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -62,6 +70,7 @@ class DeployPlan:
             "send_bytes": self.send_bytes,
             "install": self.install,
             "activate": wire.encode(self.activate) if self.activate else None,
+            "remove": asdict(self.remove) if self.remove else None,
             "nothing_to_do": self.nothing_to_do,
             "text": self.text(),
         }
@@ -74,12 +83,14 @@ class DeployPlan:
         steps = [f"send {len(self.send)} blobs, {self.send_bytes / 1e6:.1f} MB"] if self.send else ["send nothing"]
         steps += ["install"] if self.install else []
         steps += [f"activate {describe(self.activate)}"] if self.activate else ["keep the active variant"]
+        steps += [f"remove {describe_freed(self.remove)}"] if self.remove else []
         return what + ", ".join(steps)
 
 
 @dataclass(frozen=True)
 class DeployOutcome:
-    """What a deploy did. ``sent_bytes`` as counted by the device; ``changed`` false where everything was there and active."""
+    """What a deploy did. ``sent_bytes`` as counted by the device, in ``send_seconds`` with its verification; ``active``: what
+    this made active, None where it was before; ``changed`` false where everything was there and active."""
 
     target: str
     bundle: str
@@ -90,6 +101,8 @@ class DeployOutcome:
     installed: bool
     active: wire.Active | None
     changed: bool
+    send_seconds: float = 0.0
+    removed: Freed | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -100,7 +113,9 @@ class DeployOutcome:
             "sent_blobs": self.sent_blobs,
             "sent_bytes": self.sent_bytes,
             "installed": self.installed,
+            "send_seconds": round(self.send_seconds, 3),
             "active": wire.encode(self.active) if self.active else None,
+            "removed": asdict(self.removed) if self.removed else None,
             "changed": self.changed,
             "text": self.text(),
         }
@@ -112,6 +127,12 @@ class DeployOutcome:
             return f"{what}: was there and active, verified again; nothing was sent or changed"
         done = f"sent {self.sent_blobs} blobs ({self.sent_bytes / 1e6:.1f} MB), verified on the device"
         return f"{what}: {done}" + (f", {describe(self.active.variant)} is active" if self.active else "")
+
+
+def describe_freed(freed: Freed) -> str:
+    """``2 bundles, 12.3 MB``."""
+    bundles = f"{freed.removed_bundles} bundle{'s' if freed.removed_bundles != 1 else ''}"
+    return f"{bundles}, {freed.freed_bytes / 1e6:.1f} MB"
 
 
 def describe(variant: wire.Variant) -> str:
@@ -129,8 +150,9 @@ def plan_deploy(
     policy: str,
     *,
     allow_older: bool = False,
+    remove: Freed | None = None,
 ) -> DeployPlan:
-    """What has to be sent, installed and activated. Pure.
+    """What has to be sent, installed, activated and removed. Pure.
 
     Raises DeviceRefused, with the code the device would give, where it would refuse before the first byte: ``older-version``,
     ``no-space``; UsageError where ``variant`` is not one of this bundle.
@@ -148,7 +170,7 @@ def plan_deploy(
         for blob in manifest.blobs()
         if blob.sha256 in missing
     )
-    needed = sum(blob.bytes_left for blob in send)
+    needed = sum(blob.bytes_left for blob in send) + have.copied_bytes
     if needed > have.free_bytes:
         message = f"{manifest.name} needs {needed:,} bytes, {have.free_bytes:,} are free"
         raise map_refusal(target, wire.Refusal("no-space", message))
@@ -160,11 +182,23 @@ def plan_deploy(
         bundle_version=manifest.version,
         send=send,
         install=bool(send) or all(b.bundle != bundle.digest for b in facts.bundles),
+        wanted=variant,
         activate=None if active == variant else variant,
         active=active,
         policy=policy,
         allow_older=allow_older,
+        remove=remove,
     )
+
+
+def check_pin(target: Target, manifest: wire.Manifest) -> None:
+    """UsageError where the fleet file pins the target to another bundle or version than this."""
+    name = f"{manifest.name}@{manifest.version}"
+    if target.pin not in (None, name):
+        raise UsageError(
+            f"{target.name} is pinned to {target.pin} in the fleet file, got {name}",
+            hint=f"change its pin there, or this once: edgevit deploy BUNDLE {target.name} --despite-pin",
+        )
 
 
 def _check_version(target: str, manifest: wire.Manifest, active: wire.Active | None, allow_older: bool) -> None:
@@ -179,12 +213,15 @@ def apply_plan(plan: DeployPlan, bundle: Bundle, agent: Agent, progress: Progres
     """Do what the plan says. Also where nothing has to be sent the device verifies signature and every digest once more."""
     if plan.bundle != bundle.digest:
         raise UsageError(f"the plan is for the bundle {plan.bundle}, not {bundle.digest}", hint="edgevit deploy BUNDLE TARGET")
+    began = time.monotonic()
     installed = agent.install(bundle, progress, allow_older=plan.allow_older)
+    send_seconds = time.monotonic() - began
     active: wire.Active | None = None
     changed = installed.newly
     if plan.activate is not None:
         activated = agent.activate(plan.activate, plan.policy, allow_older=plan.allow_older)
         active, changed = activated.active, changed or activated.changed
+    removed = agent.gc() if plan.remove is not None else None
     return DeployOutcome(
         target=plan.target,
         bundle=plan.bundle,
@@ -194,7 +231,9 @@ def apply_plan(plan: DeployPlan, bundle: Bundle, agent: Agent, progress: Progres
         sent_bytes=installed.received_bytes,
         installed=installed.newly,
         active=active,
-        changed=changed,
+        changed=changed or bool(removed and removed.freed_bytes),
+        send_seconds=send_seconds,
+        removed=removed,
     )
 
 

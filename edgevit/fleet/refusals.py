@@ -16,6 +16,7 @@ HINTS = {
     "bad-signature": "edgevit verify BUNDLE; then build or copy it again",
     "unknown-signer": "edgevit key allow {name} (with --sign-key KEY.pub if another's key signed it and you trust it)",
     "bad-manifest": "edgevit verify BUNDLE; then build or copy it again",
+    "bad-chunks": "build the bundle again",
     "newer-schema": "pip install --upgrade edgevit",
     "agent-too-old": "pip install --upgrade edgevit",
     "older-version": "edgevit deploy BUNDLE {name} --allow-older, or edgevit rollback {name}",
@@ -49,6 +50,7 @@ HINTS = {
     "run-damaged": "check the card of {name} (ssh there, then dmesg | tail); then edgevit bench again",
     "no-systemd": "start the agent's daemon on {name} by what starts services there",
     "no-daemon": "edgevit target daemon logs {name}",
+    "locked": "wait until then; if that operator is gone: the same command with --take-over",
     "needs-root": "type them there (ssh to {name}), then try again",
 }
 

@@ -11,13 +11,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from device_agents import wire
 from edgevit.agentpack import BOOTSTRAP, LAUNCHER, agent_pyz
+from edgevit.chunks import make_index
 
 CASES = Path(__file__).parent.parent / "cases" / "agent"
 SIDE = 16
@@ -182,13 +183,15 @@ def make_bundle(
     onnx_model: bytes | None = None,
     extra_blob: bytes | None = None,
     more: Mapping[str, tuple[str, bytes]] | None = None,
+    chunk_index: Callable[[bytes], bytes] | None = None,
     change: Callable[[dict[str, Any]], None] | None = None,
 ) -> TinyBundle:
     """A bundle of the tiny models with real golden outputs, and labels that are the fp32 model's own answers, 3 of 32 wrong.
 
     ``onnx_model`` replaces the shipped ONNX file while the golden outputs stay those of :func:`tiny_onnx`; ``change`` edits the
     manifest's JSON before it is signed; ``extra_blob`` becomes the class names' blob, to give a bundle weight. ``more``: names
-    of further ONNX artifacts with scheme and file, each with its own golden outputs.
+    of further ONNX artifacts with scheme and file, each with its own golden outputs. ``chunk_index``: with an index of chunks,
+    as this makes it of the right one.
     """
     import numpy as np
 
@@ -234,6 +237,8 @@ def make_bundle(
         artifacts=tuple(artifacts),
         tools={},
     )
+    if chunk_index:
+        manifest = dataclasses.replace(manifest, chunks=keep(chunk_index(make_index(blobs))))
     document = wire.encode(manifest)
     if change:
         change(document)
@@ -342,9 +347,9 @@ class AgentProcess:
                 lines.append(json.loads(raw))
                 if lines[-1]["type"] == "need":
                     try:
-                        for need in lines[-1]["blobs"]:
-                            process.stdin.write((blobs or bundle.blobs)[need["sha256"]][need["offset"] :])
-                        process.stdin.close()
+                        for data in needed_bytes(lines[-1], blobs or bundle.blobs):
+                            process.stdin.write(data)
+                        process.stdin.close() if lines[-1]["last"] else process.stdin.flush()
                     except BrokenPipeError:
                         pass  # it refused in the middle: its last line says why
             process.wait(60)
@@ -358,6 +363,14 @@ class AgentProcess:
 
     def _env(self) -> dict[str, str]:
         return {**os.environ, **(self.env or {})}
+
+
+def needed_bytes(need: Mapping[str, Any], blobs: Mapping[str, bytes]) -> Iterator[bytes]:
+    """What a ``need`` of the agent asks for, in its order."""
+    for entry in need["blobs"]:
+        data = blobs[entry["sha256"]]
+        for offset, length in entry.get("ranges", [[entry.get("offset"), len(data)]]):
+            yield data[offset : offset + length]
 
 
 def install_request(bundle: TinyBundle, allow_older: bool = False) -> bytes:
