@@ -24,11 +24,11 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
 from device_agents import wire
 from device_agents.activate import read_active
 from device_agents.answers import parse_label_names, rank_classes
-from device_agents.errors import Refused, printable
+from device_agents.errors import Refused
 from device_agents.install import artifact_of
 from device_agents.pictures import load_picture
 from device_agents.pixels import batches, prepare
-from device_agents.runtimes import check_scheme, load_backend
+from device_agents.runtimes import check_scheme, infer, load_backend
 from device_agents.runtimes import onnx as _onnx  # noqa: F401
 from device_agents.runtimes import tflite as _tflite  # noqa: F401
 from device_agents.store import Store
@@ -128,7 +128,9 @@ class ActiveModel:
         found = []
         for index, real in batches(len(pictures), loaded.artifact.batch):
             x = prepare(stacked[index], loaded.preprocessing, loaded.artifact.input)
-            found.append(np.asarray(_run(loaded, x), np.float32).reshape(loaded.artifact.batch, -1)[:real])
+            with loaded.lock:
+                answer = infer(loaded.run, x)
+            found.append(np.asarray(answer, np.float32).reshape(loaded.artifact.batch, -1)[:real])
         ranked = rank_classes(np.concatenate(found), loaded.names, top)
         bundle = loaded.active.variant.bundle
         return [[Prediction(c["label"], c["probability"], c["index"], bundle) for c in row] for row in ranked]
@@ -254,11 +256,3 @@ def _read(store: Store, blob: wire.Blob) -> bytes:
             "blob-damaged", "blob {} holds other bytes: their SHA-256 is {}".format(blob.sha256, got), "deploy it again"
         )
     return data
-
-
-def _run(loaded: _Loaded, x: Any) -> Any:
-    try:
-        with loaded.lock:
-            return loaded.run(x)
-    except Exception as e:
-        raise Refused("worker-failed", "the runtime failed: {}: {}".format(type(e).__name__, printable(str(e))[:4000])) from e

@@ -22,6 +22,7 @@ from device_agents.clock import utc_now
 from device_agents.codec import number, text
 from device_agents.errors import Refused, printable
 from device_agents.pixels import batches, load_images, parse_npy, prepare
+from device_agents.runtimes import check_scheme, infer, load_backend
 from device_agents.store import Store
 
 KINDS = ("prove", "golden", "series", "accuracy", "predict", "profile")
@@ -95,8 +96,6 @@ def _end_with_server(source: Any) -> None:
 
 def _prove(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
     """One runtime's version, its compiled-in providers, and whether ``provider`` (or the first of the CPU) really works."""
-    from device_agents.runtimes import load_backend
-
     backend = load_backend(request.runtime)
     import numpy
 
@@ -127,8 +126,6 @@ class _Loaded:
 
 def _load(request: WorkRequest) -> _Loaded:
     """Import the runtime, then time reading and loading the model alone."""
-    from device_agents.runtimes import check_scheme, load_backend
-
     variant, artifact = _need(request.variant), _need(request.artifact)
     check_scheme(variant.runtime, artifact.scheme)
     backend = load_backend(variant.runtime)
@@ -150,14 +147,6 @@ def _need(value: Any) -> Any:
     if value is None:
         raise Refused("worker-failed", "the request lacks a part that this kind of work needs")
     return value
-
-
-def _run(loaded: _Loaded, x: Any) -> Any:
-    """One inference; whatever the runtime raises becomes ``worker-failed``."""
-    try:
-        return loaded.run(x)
-    except Exception as e:
-        raise Refused("worker-failed", "the runtime failed: {}: {}".format(type(e).__name__, printable(str(e))[:4000])) from e
 
 
 @dataclass(frozen=True)
@@ -189,9 +178,9 @@ def _load_and_check(request: WorkRequest) -> _Checked:
     x = part(pick[0])
     loaded = _load(request)
     start = time.perf_counter_ns()
-    first = _run(loaded, x)
+    first = infer(loaded.run, x)
     first_ns = time.perf_counter_ns() - start
-    outputs = [first] + [_run(loaded, part(index)) for index in pick[1:]]
+    outputs = [first] + [infer(loaded.run, part(index)) for index in pick[1:]]
     flat = np.concatenate([np.asarray(o, np.float32).reshape(artifact.batch, -1) for o in outputs])[: golden.count]
     result = compare(flat, recorded, artifact.golden.tolerance)
     if not result.passed:
@@ -298,8 +287,6 @@ def _minus(a: Optional[float], b: Optional[float]) -> Optional[float]:
 
 def _profile(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
     """One :class:`~device_agents.wire.OperatorProfile`. Raises ``no-profiler`` where the runtime offers none."""
-    from device_agents.runtimes import load_backend
-
     plan, variant, artifact = _need(request.plan), _need(request.variant), _need(request.artifact)
     keep_to(plan.affinity)
     backend = load_backend(variant.runtime)
@@ -333,7 +320,7 @@ def _outputs(request: WorkRequest, images: Any, say: Say, stage: str) -> Any:
     loaded = _load(request)
     found, said, count = [], time.monotonic(), int(images.shape[0])
     for index, real in batches(count, artifact.batch):
-        out = _run(loaded, prepare(np.asarray(images[index]), preprocessing, artifact.input))
+        out = infer(loaded.run, prepare(np.asarray(images[index]), preprocessing, artifact.input))
         found.append(np.asarray(out, np.float32).reshape(artifact.batch, -1)[:real])
         if time.monotonic() - said >= 0.5:
             said = time.monotonic()

@@ -28,6 +28,14 @@ class Session:
     engine_cache: str = ""
 
 
+def infer(run: Callable[[Any], Any], x: Any) -> Any:
+    """One inference through :attr:`Session.run`; whatever the runtime raises becomes ``worker-failed``."""
+    try:
+        return run(x)
+    except Exception as e:
+        raise Refused("worker-failed", "the runtime failed: {}: {}".format(type(e).__name__, printable(str(e))[:4000])) from e
+
+
 def check_scheme(runtime: str, scheme: str) -> None:
     """Raises ``scheme-refused`` where this runtime is known to get this scheme wrong."""
     known = KNOWN_WRONG.get((runtime, scheme))

@@ -69,6 +69,7 @@ def provision_targets(
     from edgevit.fleet.provision import Wishes, prepare, provision_target
     from edgevit.report.provision_view import as_values, render_provision
 
+    select_targets(targets)  # a name mistyped must not leave a new signing key behind
     public = signing.public_line(signing_key(sign_key))
     line = signing.allowed_signers_line(principal(), public)
     action = None if dry_run else Action("provision", {"key": signing.fingerprint(public), "signer": principal()})

@@ -136,8 +136,7 @@ class PipIndex:
             raise NotProvisioned(f"pip cannot be started on this machine: {e}", hint=f"{sys.executable} -m ensurepip") from e
         lines: list[str] = []
         with process:
-            assert process.stdout is not None
-            for line in process.stdout:
+            for line in process.stdout or ():
                 lines.append(line)
                 if progress is not None and line.strip().startswith(("Downloading", "Using cached", "Collecting")):
                     progress.advance(self.key, 0.0, f"{self.key} for {platform}: {line.strip()[:70]}")
