@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -39,6 +40,17 @@ def db_url() -> str:
     return f"sqlite:///{data_dir() / 'results.sqlite'}"
 
 
+def shown_url(url: str) -> str:
+    """A store's URL as it may be shown and kept: without its password, wherever in it that stands."""
+    head, at, tail = url.rpartition("@")
+    scheme, slashes, user = head.partition("://")
+    if at and slashes and ":" in user:
+        head = f"{scheme}://{user.partition(':')[0]}:***"
+    elif at and not slashes and ":" in head:
+        head = f"{head.partition(':')[0]}:***"
+    return re.sub(r"(?i)([?&](?:ssl)?pass(?:word|wd)?=)[^&#]*", r"\1***", head + at + tail)
+
+
 def fleet_path() -> Path:
     """EDGEVIT_FLEET, else ``fleet.yaml`` in :func:`config_dir`."""
     given = os.environ.get("EDGEVIT_FLEET")
@@ -48,6 +60,11 @@ def fleet_path() -> Path:
 def audit_path() -> Path:
     """The log of what was done to targets from here: JSON lines, only ever added to."""
     return data_dir() / "audit.jsonl"
+
+
+def outbox_dir() -> Path:
+    """Measurements that wait here for a device that is off."""
+    return data_dir() / "outbox"
 
 
 def local_root() -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +34,7 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("ai-edge-quantizer", "TFLite quantization"),
         ("ai-edge-litert", "the local target, TFLite"),
     ),
+    "prune": (("torch-pruning", "pruning channels"),),
 }
 
 
@@ -46,11 +46,12 @@ def doctor(as_json: bool) -> int:
     from edgevit.agentpack import agent_pyz
 
     kept = {
-        "results": re.sub(r"//[^@/]*@", "//…@", places.db_url()),
+        "results": places.shown_url(places.db_url()),
         "fleet file": str(places.fleet_path()),
         "signing key": str(signing.default_key_path()),
         "build cache": str(places.cache_dir()),
         "audit log": str(places.audit_path()),
+        "outbox": str(places.outbox_dir()),
         "local agent": str(places.local_root()),
     }
     parts = [

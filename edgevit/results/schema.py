@@ -99,5 +99,16 @@ def _choices(connection: Connection) -> None:
     choices.create(connection)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _choices)
+def _by_name(connection: Connection) -> None:
+    # In words, not as an Index of the table: the first migration would make that one too.
+    connection.exec_driver_sql("CREATE INDEX measurements_by_bundle_name ON measurements (bundle_name, run_id)")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _choices, _by_name)
 """Number n of the store is the n-th entry, from 1."""
+
+
+def tables_of(version: int) -> set[str]:
+    """The names of the tables that a store of ``version`` has; none of one that is not there yet."""
+    made = {1: {migrations.name, batches.name, runs.name, measurements.name, series.name}, 2: {choices.name}}
+    return {name for number, names in made.items() if number <= version for name in names}

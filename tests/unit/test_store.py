@@ -12,7 +12,8 @@ import pytest
 from device_agents import wire
 from edgevit.errors import StoreError
 from edgevit.results import schema
-from edgevit.results.store import Batch, Store, open_store, pack_int64, unpack_int64
+from edgevit.results.rows import pack_int64, unpack_int64
+from edgevit.results.store import Batch, Store, open_store
 from edgevit.select import Choice, Dropped
 from tests.support.runs import failed, run
 
