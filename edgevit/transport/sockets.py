@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 from edgevit.errors import Unreachable
 
-# A peer that acknowledges nothing for this long is gone. Without it a write to a vanished host blocks for a quarter of an hour.
-USER_TIMEOUT_S = 20
-KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 10, 5, 3
+# A peer whose kernel acknowledges nothing for this long is gone, whatever its programs do. Without it a write to a vanished
+# host blocks for a quarter of an hour. An upload that was given up too early goes on where it stopped.
+USER_TIMEOUT_S = 10
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 4, 3, 2
 
 _FAMILIES = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
 

@@ -46,7 +46,9 @@ LOGIN_TIMEOUT_S = 30.0
 CHANNEL_TIMEOUT_S = 30.0
 WRITE_SILENCE_S = 120.0
 ALIVE_INTERVAL_S = 5.0
-ALIVE_DEADLINE_S = 25.0
+# Longer than the kernel's own: through a jump host, and where a peer's kernel still answers, only sshd can tell, and a board
+# that swaps may keep it waiting.
+ALIVE_DEADLINE_S = 20.0
 MAX_HOPS = 8
 
 # AES-GCM is the fastest that paramiko has by far (one pass, in OpenSSL) and no worse than the rest; CBC and 3DES are left out.
@@ -166,6 +168,15 @@ class _Connection(paramiko.Transport):
         packetizer.set_keepalive(interval, self._ask_alive)
         deadline = max(ALIVE_DEADLINE_S, 3 * interval)
         threading.Thread(target=self._watch, args=(deadline,), daemon=True, name="edgevit-ssh-watch").start()
+
+    def why_lost(self) -> str:
+        """What ended the connection; where the kernel did for want of acknowledgements, paramiko does not tell."""
+        told = self.gave_up or str(self.saved_exception or "")
+        if told:
+            return told
+        packetizer: Any = self.packetizer
+        silent = time.monotonic() - packetizer.last_heard
+        return "the connection was closed" + (f", {silent:.0f} s after the last word" if silent > 1 else "")
 
     def _ask_alive(self) -> None:
         if not self.clear_to_send.is_set():
@@ -612,8 +623,7 @@ class SshChannel:
         killed = getattr(self._channel, "edgevit_signal", "")
         if killed:
             return f"{self._name}: the program was killed by {killed}"
-        why = self._connection.gave_up or str(self._connection.saved_exception or "") or "the connection was closed"
-        return f"{self._name}: the connection was lost: {why}"
+        return f"{self._name}: the connection was lost: {self._connection.why_lost()}"
 
     def write(self, data: bytes) -> None:
         view = memoryview(data)
