@@ -149,6 +149,7 @@ def tool_versions() -> dict[str, str]:
         "litert-torch",
         "ai-edge-litert",
         "ai-edge-quantizer",
+        "torch-pruning",
     ]
     found = {}
     for name in names:

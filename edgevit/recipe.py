@@ -63,6 +63,11 @@ class StepEntry(BaseModel):
         return next(k for k in type(self).model_fields if getattr(self, k) is not None)
 
     @property
+    def varied_kind(self) -> str:
+        """The kind, with the variety behind it where the settings decide what models the step applies to."""
+        return f"{self.kind} {self.configs[0].variety}".strip()
+
+    @property
     def configs(self) -> tuple[Any, ...]:
         """The settings: one, or one a variant where ``quantize`` is a list."""
         config = getattr(self, self.kind)

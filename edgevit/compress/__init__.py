@@ -147,10 +147,12 @@ def apply_step(state: Compressed, config: Any, context: StepContext) -> Compress
 
 
 def why_not(module: torch.nn.Module, kinds: Sequence[str]) -> str:
-    """Why a step of one of ``kinds`` cannot apply to ``module``, or nothing. Looks at the module; runs and changes nothing."""
-    for kind in kinds:
+    """Why a step of one of ``kinds`` cannot apply to ``module``, or nothing. Looks at the module; runs and changes nothing.
+    A kind may be followed by the step's :attr:`~edgevit.compress.config.StepConfig.variety`: ``prune channels``."""
+    for wanted in kinds:
+        kind, _, variety = wanted.partition(" ")
         applies_to = getattr(importlib.import_module(KINDS[kind]), "applies_to", None)
-        reason = applies_to(module) if applies_to is not None else ""
+        reason = applies_to(module, *filter(None, [variety])) if applies_to is not None else ""
         if reason:
             return f"{kind}: {reason}"
     return ""

@@ -29,6 +29,11 @@ class StepConfig(BaseModel):
         return self.needs_images
 
     @property
+    def variety(self) -> str:
+        """Which variety of the step this is, where it depends on the settings what models it applies to."""
+        return ""
+
+    @property
     def needs_labels(self) -> bool:
         return False
 

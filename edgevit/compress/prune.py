@@ -1,7 +1,8 @@
 """The prune step: fewer or thinner attention heads, fewer hidden units, fewer blocks, under one budget of MACs.
 
 Each cut is followed in closed form by what is left: kept hidden units take over what the removed ones carried, queries and keys
-keep the best approximation of their product. No labels and no training.
+keep the best approximation of their product. No labels and no training. The target ``channels`` is another road to the same
+end, for hybrids: :mod:`edgevit.compress.channel_cuts`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from device_agents.wire import StepReport
 from edgevit.compress import Compressed, Json, StepContext, step
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from edgevit.compress.budget import Cut, Judge
     from edgevit.compress.narrowing import Survey
 
-Target = Literal["heads", "head_width", "mlp", "blocks"]
+Target = Literal["heads", "head_width", "mlp", "blocks", "channels"]
 Importance = Literal["reconstruction", "activation", "taylor", "magnitude"]
 
 SHARES = (0.25, 0.5)
@@ -38,7 +39,8 @@ class PruneConfig(StepConfig):
     targets: tuple[Target, ...] = Field(
         default=("head_width", "mlp"),
         min_length=1,
-        description="what may go: whole heads, width of heads, hidden units, blocks",
+        description="what may go: whole heads, width of heads, hidden units, blocks; or, alone, channels: whatever widths "
+        "Torch-Pruning can follow through the model, embeddings and convolutions among them (extra prune)",
     )
     importance: Importance = Field(
         default="reconstruction",
@@ -53,25 +55,40 @@ class PruneConfig(StepConfig):
         "merge_tokens": "expected it before: its costs are measured on all tokens",
     }
 
+    @model_validator(mode="after")
+    def _channels_alone(self) -> PruneConfig:
+        if "channels" in self.targets and len(self.targets) > 1:
+            others = ", ".join(t for t in self.targets if t != "channels")
+            raise ValueError(
+                f"prune: got the targets channels and {others}, expected channels alone: they run through the others"
+            )
+        return self
+
     @property
     def needs_images(self) -> bool:
         return True
 
+    @property
+    def variety(self) -> str:
+        return "channels" if "channels" in self.targets else ""
 
-def applies_to(module: torch.nn.Module) -> str:
-    """Why ``module`` cannot be pruned, or nothing."""
+
+def applies_to(module: torch.nn.Module, variety: str = "") -> str:
+    """Why ``module`` cannot be pruned, or nothing. Which widths can be pruned as ``channels`` shows only when it is traced."""
     from edgevit.compress.blocks import find_blocks
 
-    if find_blocks(module):
+    if variety == "channels" or find_blocks(module):
         return ""
     return f"prune cuts timm attentions and MLPs of linear layers, and {type(module).__name__} has neither"
 
 
 def restructure(module: torch.nn.Module, plan: Json) -> torch.nn.Module:
-    """``plan`` = {"sizes": {path: [heads, width] | [hidden]}, "blocks": [path, …]}: ``module`` in that shape."""
+    """``plan`` = {"sizes": {path: [heads, width] | [hidden]}, "blocks": [path, …], "widths": {path: {side: size}}}:
+    ``module`` in that shape."""
     import torch
 
     from edgevit.compress.blocks import replace_submodule
+    from edgevit.compress.channels import cut
     from edgevit.compress.widths import attention_of_shape, mlp_of_shape
 
     for path, size in plan["sizes"].items():
@@ -80,7 +97,7 @@ def restructure(module: torch.nn.Module, plan: Json) -> torch.nn.Module:
         replace_submodule(module, path, made)
     for path in plan["blocks"]:
         replace_submodule(module, path, torch.nn.Identity())
-    return module
+    return cut(module, {path: {s: list(range(n)) for s, n in sides.items()} for path, sides in plan["widths"].items()})
 
 
 @step(PruneConfig, restructure=restructure)
@@ -97,9 +114,13 @@ def prune(state: Compressed, config: PruneConfig, context: StepContext) -> Compr
     from edgevit.compress.narrowing import narrowed, nearer, refitted, survey_blocks
     from edgevit.macs import count_macs
 
-    reason = applies_to(state.module)
+    reason = applies_to(state.module, config.variety)
     if reason:
-        raise BuildError(reason, hint="leave the prune step out")
+        raise BuildError(reason, hint="leave the prune step out, or prune channels: docs/recipes.md")
+    if config.variety == "channels":
+        from edgevit.compress.channel_cuts import prune_channels
+
+        return prune_channels(state, config, context)
     images, judged = split_judged(normalise(context.real_images("prune")[: config.images], state.preprocessing))
     macs = count_macs(state.module, state.preprocessing)
     module = copy.deepcopy(state.module).eval().requires_grad_(False)
@@ -115,7 +136,7 @@ def prune(state: Compressed, config: PruneConfig, context: StepContext) -> Compr
     if config.refit and not gone:
         again = refitted(module, pruned, goals, survey, images, context.on_progress)
         pruned, fit = nearer(judge, pruned, again)
-    plan = {"sizes": {p: list(s) for p, s in sizes.items()}, "blocks": gone}
+    plan = {"sizes": {p: list(s) for p, s in sizes.items()}, "blocks": gone, "widths": {}}
     details = {p: _describe(state.module.get_submodule(p), cut) for p, cut in chosen.items()}
     saved = sum(cut.saved for cut in chosen.values())
     summary = f"{len(chosen)} parts narrower by {config.importance}, {saved / macs:.1%} of the MACs removed, {fit}"

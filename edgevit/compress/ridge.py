@@ -5,6 +5,7 @@ All are least squares on second moments of activations, so that any number of im
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -147,27 +148,36 @@ def eliminate(covariance: torch.Tensor, weight: torch.Tensor, ridge: float, most
 
     Kurtić et al., "ZipLM: Inference-Aware Structured Pruning of Language Models" (2023), without its latency table.
     """
+    return eliminate_together([(covariance, weight, ridge)], most)
+
+
+def eliminate_together(readers: Sequence[tuple[torch.Tensor, torch.Tensor, float]], most: int) -> Elimination:
+    """:func:`eliminate` over n inputs that several linear layers read, each with its covariance, weight and ridge: an input
+    goes from all of them at once."""
     import torch
 
-    n = covariance.shape[0]
-    energy = covariance.diagonal().mean().clamp_min(1e-12)
-    inverse = torch.linalg.inv(covariance + ridge * energy * torch.eye(n, dtype=covariance.dtype)).float()
-    left = weight.T.float().clone()
+    n = readers[0][0].shape[0]
+    inverses, lefts = [], []
+    for covariance, weight, ridge in readers:
+        energy = covariance.diagonal().mean().clamp_min(1e-12)
+        inverses.append(torch.linalg.inv(covariance + ridge * energy * torch.eye(n, dtype=covariance.dtype)).float())
+        lefts.append(weight.T.float().clone())
     alive = torch.ones(n, dtype=torch.bool)
     order, loss, total = [], [0.0], 0.0
     for _ in range(min(most, n - 1)):
-        diagonal = inverse.diagonal().clamp_min(1e-20)
-        cost = (left * left).sum(1) / diagonal
+        diagonals = [inverse.diagonal().clamp_min(1e-20) for inverse in inverses]
+        cost = sum(((left * left).sum(1) / diagonal for left, diagonal in zip(lefts, diagonals, strict=True)), torch.zeros(n))
         cost[~alive] = torch.inf
         j = int(cost.argmin())
         total += float(cost[j])
-        row = inverse[j] / diagonal[j]
-        left -= torch.outer(row, left[j].clone())
-        inverse -= torch.outer(inverse[:, j].clone(), row)
+        for inverse, left, diagonal in zip(inverses, lefts, diagonals, strict=True):
+            row = inverse[j] / diagonal[j]
+            left -= torch.outer(row, left[j].clone())
+            inverse -= torch.outer(inverse[:, j].clone(), row)
+            left[j] = 0
+            inverse[j] = 0
+            inverse[:, j] = 0
         alive[j] = False
-        left[j] = 0
-        inverse[j] = 0
-        inverse[:, j] = 0
         order.append(j)
         loss.append(total)
     return Elimination(tuple(order), tuple(loss))

@@ -54,9 +54,12 @@ def measure_sensitivity(
     sums: dict[str, list[Any]] = {p: [0.0, 0.0, 0.0, 0.0] for p in paths}
     generator = torch.Generator().manual_seed(0)
 
+    def apart(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The input under a name of its own, so that its gradient is what this layer alone does to the answer."""
+        return (args[0].view_as(args[0]), *args[1:])
+
     def watch(path: str) -> Any:
-        layer: Any = layers[path]
-        convolution = isinstance(layer, torch.nn.Conv2d)
+        convolution = isinstance(layers[path], torch.nn.Conv2d)
 
         def forward(_: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
             if not bool(torch.isfinite(output).all()):
@@ -66,20 +69,24 @@ def measure_sensitivity(
             def backward(gradient: torch.Tensor) -> None:
                 g = rows_of(gradient, count, convolution)
                 flat = g.reshape(-1, g.shape[-1])
-                behind = g @ layer.weight.detach().flatten(1)
                 seen = (
                     (flat.T @ flat).double(),
                     (g * g).sum(2).sum(0).double(),
-                    (x * behind).sum(1).square().sum(0).double() if behind.shape == x.shape else 0.0,
+                    0.0,
                     (y * g).sum(1).square().sum(0).double(),
                 )
                 sums[path] = [a + b for a, b in zip(sums[path], seen, strict=True)]
 
+            def behind(gradient: torch.Tensor) -> None:
+                sums[path][2] += (x * rows_of(gradient, count, convolution)).sum(1).square().sum(0).double()
+
             output.register_hook(backward)
+            args[0].register_hook(behind)
 
         return forward
 
-    hooks = [layers[p].register_forward_hook(watch(p)) for p in paths]
+    hooks = [layers[p].register_forward_pre_hook(apart) for p in paths]
+    hooks += [layers[p].register_forward_hook(watch(p)) for p in paths]
     total = sum(len(b) for b in images)
     try:
         for batch in images:

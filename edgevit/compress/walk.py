@@ -82,7 +82,7 @@ def _key(identity: str, steps: Sequence[StepEntry], data: StepData) -> str:
         [[s.kind, s.config.model_dump(mode="json")] for s in steps],
         [data.digest, data.multiple, data.training_digest if any(s.config.trains for s in steps) else ""],
         [hash_file(here / f) for f in files],
-        {k: v for k, v in tool_versions().items() if k in ("torch", "timm", "numpy")},
+        {k: v for k, v in tool_versions().items() if k in ("torch", "timm", "numpy", "torch-pruning")},
     )
 
 

@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """What stands for a model's weights and structure, and why kinds of step cannot apply to it, by kind."""
+    """What stands for a model's weights and structure, and why kinds of step cannot apply to it, by kind and variety."""
 
     identity: str
     not_applicable: Mapping[str, str]
@@ -108,14 +108,14 @@ def with_models(cells: Sequence[Cell], models: Mapping[str, KnownModel]) -> list
         if cell.not_applicable or known is None:
             out.append(cell)
             continue
-        reasons = [known.not_applicable.get(s.kind, "") for s in cell.recipe.steps]
+        reasons = [known.not_applicable.get(s.varied_kind, "") for s in cell.recipe.steps]
         out.append(replace(cell, not_applicable=next((r for r in reasons if r), "")))
     return out
 
 
 def kinds_of(cells: Sequence[Cell], title: str) -> list[str]:
-    """Every kind of step that the applicable cells of one model have."""
-    return sorted({s.kind for c in cells if c.model.title == title and not c.not_applicable for s in c.recipe.steps})
+    """Every kind of step, with its variety, that the applicable cells of one model have."""
+    return sorted({s.varied_kind for c in cells if c.model.title == title and not c.not_applicable for s in c.recipe.steps})
 
 
 def model_sets(study: Study, cache: Cache) -> dict[str, DataSets]:
