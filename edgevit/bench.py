@@ -48,15 +48,17 @@ def make_job(
     variants: Sequence[wire.Variant],
     *,
     memory_limit_mb: float | None = None,
+    run_id: str = "",
 ) -> wire.Job:
-    """A job for one device. Its time limit follows from the plan: nothing hangs for good."""
+    """A job for one device; ``run_id`` where it has one already. Its time limit follows from the plan: nothing hangs for
+    good."""
     if not variants:
         raise UsageError(f"nothing to measure on {target}: no variant of the bundle runs there")
     cooling = plan.cool_seconds if plan.cool_to_c is not None or plan.cool_within_c is not None else 0.0
     each = 1.5 * plan.max_seconds + plan.warmup_seconds + cooling
     return wire.Job(
         schema=wire.JOB_SCHEMA,
-        run_id=new_id(),
+        run_id=run_id or new_id(),
         batch_id=batch_id,
         target=target,
         submitted_at=now(),
@@ -77,9 +79,16 @@ class Measured:
 
 
 def measure(
-    agent: Agent, job: wire.Job, store: RunStore, progress: Progress, reconnect: Callable[[], Agent] | None = None
+    agent: Agent,
+    job: wire.Job,
+    store: RunStore,
+    progress: Progress,
+    reconnect: Callable[[], Agent] | None = None,
+    *,
+    submitted: bool = False,
 ) -> Measured:
-    """Submit ``job``, follow it to its end through lost links, store the run, acknowledge it.
+    """Submit ``job`` (unless ``submitted`` says that it was), follow it to its end through lost links, store the run,
+    acknowledge it.
 
     ``reconnect`` makes a fresh agent for the same device. Submitting twice is harmless (the device knows ``run_id``), so a
     link lost while submitting is taken up the same way. Raises what the device or the link says once all attempts are used;
@@ -91,7 +100,8 @@ def measure(
     for attempt in range(RECONNECTS + 1):
         try:
             if home is None:
-                agent.submit(job)
+                if not submitted:
+                    agent.submit(job)
                 run = agent.follow(job.run_id, progress)
                 home = Measured(run=run, newly_stored=store.add_run(run))
             agent.ack(job.run_id)

@@ -1,4 +1,4 @@
-"""A throw-away OpenSSH server on 127.0.0.1, for the demo, benchmarks and tests: own port, own keys, own configuration.
+"""A throw-away OpenSSH server on this machine, for the demo, benchmarks and tests: own port, own keys, own configuration.
 
 It runs as whoever starts it. An sshd that is not root can let in only that same user; started by root it lets in any user.
 Nothing of the system's own SSH configuration is read or changed.
@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgevit.errors import Unreachable, UsageError
@@ -30,13 +31,17 @@ def find_sshd() -> str | None:
 class LoopbackSshd:
     """An sshd under ``folder``. A context manager: started on entry, gone with all its connections on exit."""
 
-    def __init__(self, folder: Path, *, user: str = "", extra: str = "") -> None:
-        """``user`` may log in (default: who runs this); ``extra`` is appended to its configuration."""
+    def __init__(
+        self, folder: Path, *, user: str = "", extra: str = "", host: str = "127.0.0.1", through: Sequence[str] = ()
+    ) -> None:
+        """``user`` may log in (default: who runs this); ``extra`` is appended to its configuration; ``host`` is the address it
+        listens at, ``through`` what starts it there (such as ``ip netns exec NAME``)."""
         self.folder = folder
         self.user = user or getpass.getuser()
-        self.host = "127.0.0.1"
+        self.host = host
         self.port = 0
         self._extra = extra
+        self._through = tuple(through)
         self._process: subprocess.Popen[bytes] | None = None
         self.client_key = folder / "client_key"
         self.host_key = folder / "host_key_ed25519"
@@ -50,7 +55,8 @@ class LoopbackSshd:
         self.stop()
 
     def start(self) -> None:
-        """Make keys and configuration, start, and return once it greets. Unreachable with its log's end where it does not."""
+        """Make keys and configuration, start, and return once it greets; again on the same port after :meth:`stop`. Unreachable
+        with its log's end where it does not."""
         sshd = find_sshd()
         if sshd is None:
             raise UsageError("no sshd on this machine", hint="sudo apt install openssh-server")
@@ -64,11 +70,11 @@ class LoopbackSshd:
         if os.getuid() == 0:
             # Debian's sshd wants it before it drops privileges; the service normally makes it.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        self.port = _free_port()
+        self.port = self.port or _free_port()
         config = self.folder / "sshd_config"
         config.write_text(self._config(authorized))
         self._process = subprocess.Popen(
-            [sshd, "-D", "-f", str(config), "-E", str(self.log)],
+            [*self._through, sshd, "-D", "-f", str(config), "-E", str(self.log)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -78,7 +84,7 @@ class LoopbackSshd:
     def _config(self, authorized: Path) -> str:
         lines = [
             f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
+            f"ListenAddress {self.host}",
             f"HostKey {self.host_key}",
             f"PidFile {self.folder / 'sshd.pid'}",
             f"AuthorizedKeysFile {authorized}",

@@ -35,13 +35,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "deploy": ("edgevit.cli.deploy", "deploy", "Ship a bundle to targets and activate it there."),
     "rollback": ("edgevit.cli.deploy", "rollback", "Activate what was active before."),
     "bench": ("edgevit.cli.bench", "bench", "Measure a bundle on targets; nothing there is activated."),
-    "collect": ("edgevit.cli.bench", "collect", "Bring home results that wait on targets."),
+    "collect": ("edgevit.cli.collect", "collect", "Send what waits for devices that were off, bring results home."),
     "predict": ("edgevit.cli.predict", "predict", "Run images through a bundle on a target."),
     "run": ("edgevit.cli.run", "run", "Build, deploy, bench, and show the table."),
     "study": ("edgevit.cli.study", "study", "A grid of recipes, models and targets, built, measured and compared."),
+    "tune": ("edgevit.cli.tune", "tune", "Search for the recipe that is fastest on each target within limits."),
     "coverage": ("edgevit.cli.coverage", "coverage", "Which of timm's families can be exported, and why not the rest."),
     "results": ("edgevit.cli.results", "results", "What has been measured."),
-    "report": ("edgevit.cli.results", "report", "One self-contained page of results that works offline."),
+    "report": ("edgevit.cli.report", "report", "One self-contained page of results that works offline."),
 }
 
 

@@ -1,8 +1,8 @@
-"""``edgevit bench`` and ``edgevit collect``."""
+"""``edgevit bench``: one plan over many devices and bundles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevit.cli.connect import Session, each_target, open_session
+from edgevit.cli.connect import Session, at_once_option, open_session, select_targets, show_failures
 from edgevit.cli.console import emit_json, json_option, say
 from edgevit.cli.model_options import FILE
 from edgevit.cli.plan_options import plan_options
 from edgevit.cli.progress_context import showing_progress
 from edgevit.cli.results import show_batch
 from edgevit.cli.selection import gate_options, show_variants
-from edgevit.errors import UsageError
+from edgevit.errors import EdgevitError, LostLink, Unreachable, UsageError
+from edgevit.schedule import AT_ONCE, Piece, Rest, Turn, device_of, over_targets, run_schedule, sort_outcomes
 from edgevit.select import Gates
 from edgevit.variants import name_variant
 
 if TYPE_CHECKING:
-    from device_agents.wire import Facts, RunPlan, Variant
-    from edgevit.bench import Measured
+    from device_agents.wire import Facts, Job, RunPlan, Variant
     from edgevit.bundle import Bundle
-    from edgevit.fleet.agent import Agent, WaitingRun
+    from edgevit.fleet.agent import Agent
+    from edgevit.fleet.inventory import Target
+    from edgevit.fleet.outbox import Entry, Hold
     from edgevit.progress import Progress
     from edgevit.results.store import Store
     from edgevit.variants import Runnable
@@ -39,6 +41,14 @@ require_valid_option = click.option("--require-valid", is_flag=True, help="Exit 
 @click.command()
 @click.argument("bundle", type=FILE)
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option(
+    "--and",
+    "more",
+    type=FILE,
+    multiple=True,
+    metavar="BUNDLE",
+    help="Measure this bundle as well, interleaved in the same job of each target; repeat it for more.",
+)
 @plan_options
 @click.option(
     "--against",
@@ -62,12 +72,19 @@ require_valid_option = click.option("--require-valid", is_flag=True, help="Exit 
 )
 @gate_options
 @require_valid_option
-@click.option("--detach", is_flag=True, help="Submit and return; `edgevit collect` brings the results home.")
+@click.option(
+    "--detach",
+    is_flag=True,
+    help="Submit and return; `edgevit collect` brings the results home. The job of a device that is off waits here for it.",
+)
+@at_once_option
+@max_rate_option
 @click.option("--wide", is_flag=True, help="Every column.")
 @json_option
 def bench(
     bundle: Path,
     targets: Sequence[str],
+    more: Sequence[Path],
     plan: RunPlan,
     against: Path | None,
     blocks: int | None,
@@ -78,29 +95,39 @@ def bench(
     anyway: bool,
     require_valid: bool,
     detach: bool,
+    at_once: int,
+    max_rate: float | None,
     wide: bool,
     as_json: bool,
 ) -> int:
     """Measure BUNDLE on TARGETs: latency, memory, and accuracy if the bundle carries an evaluation set.
 
     Sends what is missing there. What is active on the device stays as it is. With --variants a variant that fails is dropped
-    and named; the exit code is 1 only where none is left to choose.
+    and named; the exit code is 1 only where none is left to choose. All devices measure at the same time, also where fewer
+    connections are held (--at-once), and each does one job at a time.
     """
     from edgevit.bundle import open_bundle
     from edgevit.plans import with_blocks
 
-    opened = [open_bundle(path, None) for path in (bundle, against) if path is not None]
+    opened = [open_bundle(path, None) for path in (bundle, *more, *([against] if against is not None else ()))]
+    if against is not None and more:
+        raise UsageError("--against compares two bundles", hint="leave --and out")
+    if twice := [b.manifest.name for i, b in enumerate(opened) if b.digest in {o.digest for o in opened[:i]}]:
+        raise UsageError(f"{twice[0]} was given twice: {opened[0].path} and the others must be different bundles")
     if against is not None and every:
         raise UsageError("--against compares two bundles variant by variant", hint="leave --variants out")
+    if detach and require_valid:
+        raise UsageError("--detach waits for no verdict that --require-valid could go by", hint="edgevit collect --wait, later")
     if blocks is not None:
         plan = with_blocks(plan, blocks)
-    wanted = Wanted(opened, plan, threads, every, memory_limit)
+    wanted = Wanted(opened, plan, threads, every, memory_limit, max_rate)
     return bench_bundles(
         wanted,
         targets,
         Gates(max_loss, anyway),
         require_valid=require_valid,
         detach=detach,
+        at_once=at_once,
         wide=wide,
         as_json=as_json,
     )
@@ -126,6 +153,7 @@ def bench_bundles(
     sign_key: Path | None = None,
     require_valid: bool = False,
     detach: bool = False,
+    at_once: int = AT_ONCE,
     wide: bool = False,
     as_json: bool = False,
 ) -> int:
@@ -133,17 +161,15 @@ def bench_bundles(
     nobody waits for what is measured."""
     from edgevit.results.store import open_store
 
+    chosen = select_targets(targets)
     with open_store() as store, showing_progress() as progress:
         batch = store.new_batch(f"bench {' '.join(b.manifest.name for b in wanted.bundles)} on {' '.join(targets)}")
-
-        def work(session: Session) -> str:
-            return bench_session(session, wanted, batch, store, progress, sign_key, detach=detach)
-
-        done, code = each_target(targets, work, sign_key=sign_key)
-        if not done:
-            return code
+        fleet = FleetBench(wanted, batch, store, progress, sign_key)
         if detach:
-            _show_submitted(done, batch, as_json)
+            return _submit_all(fleet, chosen, at_once, as_json)
+        done, failed = sort_outcomes(run_schedule([fleet.piece(target) for target in chosen], at_once=at_once))
+        code = show_failures(failed)
+        if not done:
             return code
         if not wanted.every:
             return code or show_batch(
@@ -152,37 +178,79 @@ def bench_bundles(
         return code or show_variants(store, batch, gates, wide=wide, as_json=as_json, require_valid=require_valid)
 
 
+@dataclass(frozen=True)
+class FleetBench:
+    """One batch over many targets."""
+
+    wanted: Wanted
+    batch: str
+    store: Store
+    progress: Progress
+    sign_key: Path | None = None
+
+    def piece(self, target: Target) -> Piece[str]:
+        """Begin the job there; where other devices still wait for their beginning, follow it later, over a new connection."""
+        return Piece(target.name, device_of(target), lambda turn: self._begin(target, turn))
+
+    def _begin(self, target: Target, turn: Turn) -> str | Rest[str]:
+        with open_session(target, self.sign_key) as session:
+            _bring_home(session, self.store, self.progress)
+            job = prepare_job(session, self.wanted, self.batch, self.progress)
+            submitted = False
+            if not turn.others_wait:
+                return self._finish(session, job, submitted)
+            try:
+                session.agent.submit(job)
+                submitted = True
+            except LostLink:
+                self.progress.advance(target.name, 0, f"{target.name}: the link was lost while submitting; tried again later")
+        return Rest(lambda _turn: self._come_back(target, job, submitted))
+
+    def _come_back(self, target: Target, job: Job, submitted: bool) -> str:
+        with ExitStack() as opened:
+            try:
+                session = opened.enter_context(open_session(target, self.sign_key))
+            except (LostLink, Unreachable) as error:
+                said = f"{error} (run {job.run_id} goes on there; its result waits on the device)"
+                raise type(error)(said, hint=f"edgevit collect {target.name}") from error
+            return self._finish(session, job, submitted)
+
+    def _finish(self, session: Session, job: Job, submitted: bool) -> str:
+        from edgevit.bench import measure
+
+        with ExitStack() as links:
+
+            def reconnect() -> Agent:
+                return links.enter_context(open_session(session.target, self.sign_key)).agent
+
+            return measure(session.agent, job, self.store, self.progress, reconnect, submitted=submitted).run.job.run_id
+
+
 def bench_session(
-    session: Session,
-    wanted: Wanted,
-    batch: str,
-    store: Store,
-    progress: Progress,
-    sign_key: Path | None = None,
-    *,
-    detach: bool = False,
+    session: Session, wanted: Wanted, batch: str, store: Store, progress: Progress, sign_key: Path | None = None
 ) -> str:
-    """Bring home what waits, install what is missing, measure what is ``wanted``; the run's id. With ``detach`` the device is
-    left to measure alone."""
-    from edgevit.bench import bring_home, make_job, measure
+    """Bring home what waits, install what is missing, measure what is ``wanted``; the run's id."""
+    _bring_home(session, store, progress)
+    job = prepare_job(session, wanted, batch, progress)
+    return FleetBench(wanted, batch, store, progress, sign_key)._finish(session, job, False)
+
+
+def _bring_home(session: Session, store: Store, progress: Progress) -> None:
+    from edgevit.bench import bring_home
+
+    for old in bring_home(session.agent, store, progress, wait=False):
+        say(f"{session.target.name}: brought home {old.run.job.run_id}, measured {old.run.ended_at}")
+
+
+def prepare_job(session: Session, wanted: Wanted, batch: str, progress: Progress, run_id: str = "") -> Job:
+    """Install what is missing there; the job for what is ``wanted`` and runs there."""
+    from edgevit.bench import make_job
     from edgevit.plans import memory_limit_mb as limit_of
 
-    name = session.target.name
-    for old in bring_home(session.agent, store, progress, wait=False):
-        say(f"{name}: brought home {old.run.job.run_id}, measured {old.run.ended_at}")
     facts = session.agent.probe()
     variants = _install_and_list(session, wanted, facts, progress)
     limit = wanted.memory_limit_mb or (None if session.target.is_local else limit_of(facts))
-    job = make_job(name, batch, wanted.plan, variants, memory_limit_mb=limit)
-    if detach:
-        session.agent.submit(job)
-        return job.run_id
-    with ExitStack() as links:
-
-        def reconnect() -> Agent:
-            return links.enter_context(open_session(session.target, sign_key)).agent
-
-        return measure(session.agent, job, store, progress, reconnect).run.job.run_id
+    return make_job(session.target.name, batch, wanted.plan, variants, memory_limit_mb=limit, run_id=run_id)
 
 
 def _install_and_list(session: Session, wanted: Wanted, facts: Facts, progress: Progress) -> list[Variant]:
@@ -205,6 +273,7 @@ def _install_and_list(session: Session, wanted: Wanted, facts: Facts, progress: 
             say(f"{session.target.name}: {name_variant(variant)} is left out: it has no partner in the other bundle")
     for bundle in wanted.bundles:
         if any(v.bundle == bundle.digest for v in variants):
+            session.agent.max_rate_mbit = wanted.max_rate_mbit
             session.agent.install(bundle, progress)
     return variants
 
@@ -219,52 +288,99 @@ def _require_pairs(target: str, pairs: Sequence[Variant], found: Sequence[Runnab
         )
 
 
-def _show_submitted(runs: Sequence[tuple[str, str]], batch: str, as_json: bool) -> None:
-    if as_json:
-        emit_json("submitted", {"batch": batch, "runs": [{"target": name, "run": run} for name, run in runs]})
+# --------------------------------------------------------------------------------------------------------------------
+# Detached: through the outbox, so that a device that is off loses nothing
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _submit_all(fleet: FleetBench, chosen: Sequence[Target], at_once: int, as_json: bool) -> int:
+    """Put a job for each target into the outbox and send what can be sent; the exit code. What a device refuses is given up."""
+    from edgevit.fleet import outbox
+    from edgevit.places import outbox_dir
+
+    by_name, entries, misfits = {t.name: t for t in chosen}, {}, []
+    for target in chosen:
+        try:
+            _require_fit(target, fleet.wanted.bundles)
+        except UsageError as error:
+            misfits.append((target.name, error))
+            continue
+        entries[target.name] = make_entry(target.name, fleet.wanted, fleet.batch)
+        outbox.put(outbox_dir(), entries[target.name])
+
+    def send(name: str) -> Hold:
+        with open_session(by_name[name], fleet.sign_key) as session:
+            _bring_home(session, fleet.store, fleet.progress)
+            return deliver(session, entries[name], fleet.store, fleet.progress, fleet.wanted)
+
+    _, failed = over_targets(list(entries), send, at_once=at_once, device=lambda name: device_of(by_name[name]))
+    waiting = {name: error for name, error in failed if isinstance(error, Unreachable | LostLink)}
+    refused = [(name, error) for name, error in failed if name not in waiting]
+    for name, _ in refused:
+        outbox.remove(outbox_dir(), entries[name].run_id)
+    given_up = {name for name, _ in refused}
+    _show_submitted([e for e in entries.values() if e.target not in given_up], waiting, fleet.batch, as_json)
+    return show_failures([*misfits, *refused])
+
+
+def _require_fit(target: Target, bundles: Sequence[Bundle]) -> None:
+    """A target that is off cannot refuse a bundle for other boards: what is known of it does."""
+    from edgevit.fleet.deploy import check_fits
+
+    if target.profile is None:
         return
-    for name, run in runs:
-        click.echo(f"{name}: run {run} is submitted; next: edgevit collect {name}")
+    refusals = []
+    for bundle in bundles:
+        try:
+            check_fits(bundle.manifest, target.name, target.profile)
+        except UsageError as error:
+            refusals.append(error)
+    if len(refusals) == len(bundles):
+        raise refusals[0]
 
 
-@click.command()
-@click.argument("targets", nargs=-1, metavar="[TARGET...]")
-@click.option("--wait", is_flag=True, help="Also wait for what is still being measured.")
-@click.option("--cancel", "cancelled", multiple=True, metavar="RUN", help="End this run there; it comes home as interrupted.")
-def collect(targets: Sequence[str], wait: bool, cancelled: Sequence[str]) -> int:
-    """Bring home results that wait on TARGETs (all targets if none is named)."""
-    from edgevit.bench import bring_home, cancel_runs
-    from edgevit.fleet.inventory import load_fleet
-    from edgevit.places import fleet_path
-    from edgevit.results.store import open_store
+def make_entry(target: str, wanted: Wanted, batch: str) -> Entry:
+    """What waits in the outbox until ``target`` has it."""
+    from edgevit.bench import new_id, now
+    from edgevit.fleet.audit import operator
+    from edgevit.fleet.outbox import SCHEMA, Entry, KeptBundle
 
-    names = list(targets) or ["local", *(t.name for t in load_fleet(fleet_path()).targets if t.name != "local")]
-    known: set[str] = set()
-    with open_store() as store, showing_progress() as progress:
+    kept = tuple(KeptBundle(str(b.path.absolute()), b.digest, b.manifest.name) for b in wanted.bundles)
+    threads, limit = tuple(wanted.threads), wanted.memory_limit_mb
+    return Entry(SCHEMA, new_id(), batch, target, now(), operator()[:200], kept, wanted.plan, threads, wanted.every, limit)
 
-        def work(session: Session) -> tuple[list[Measured], tuple[WaitingRun, ...]]:
-            ended = cancel_runs(session.agent, cancelled)
-            known.update(ended)
-            home = bring_home(session.agent, store, progress, wait=wait, wait_for=ended)
-            left = session.agent.waiting()
-            if any(run.state == "done" for run in left):  # done since the device was asked
-                home += bring_home(session.agent, store, progress, wait=False)
-                left = session.agent.waiting()
-            return home, left
 
-        done, code = each_target(names, work)
-    batches: dict[str, None] = {}
-    for name, (home, waiting) in done:
-        for one in home:
-            note = "" if one.newly_stored else " (was here already)"
-            click.echo(f"{name}: {one.run.job.run_id} measured {one.run.ended_at}, {one.run.status}{note}")
-            batches[one.run.job.batch_id] = None
-        for left in waiting:
-            click.echo(f"{name}: {left.run_id} is {left.state}")
-        if not home and not waiting:
-            click.echo(f"{name}: nothing waits")
-    if unknown := [run for run in cancelled if run not in known]:
-        raise UsageError(f"no run {', '.join(unknown)} is queued or running on {', '.join(names)}", hint="edgevit collect")
-    for batch in batches:
-        say(f"next:  edgevit results show {batch}")
-    return code
+def deliver(session: Session, entry: Entry, store: Store, progress: Progress, wanted: Wanted | None = None) -> Hold:
+    """Send what waits in the outbox for this target, after installing what it lacks; whether it was sent from here.
+
+    BundleError where a bundle of it vanished or changed; whatever is raised leaves the entry where it is."""
+    from edgevit.fleet import outbox
+    from edgevit.places import outbox_dir
+
+    folder = outbox_dir()
+    with outbox.hold(folder, entry.run_id, wait=False) as standing:
+        if standing is not outbox.Hold.MINE:
+            return standing
+        if not (store.has_run(entry.run_id) or any(run.run_id == entry.run_id for run in session.agent.waiting())):
+            if wanted is None:
+                limit = entry.memory_limit_mb
+                wanted = Wanted(outbox.open_kept(entry), entry.plan, entry.threads, entry.every, limit)
+            job = prepare_job(session, wanted, entry.batch_id, progress, entry.run_id)
+            outbox.note_asked(folder, entry.run_id)
+            session.agent.submit(job)
+        outbox.remove(folder, entry.run_id)
+        return standing
+
+
+def _show_submitted(entries: Sequence[Entry], waiting: Mapping[str, EdgevitError], batch: str, as_json: bool) -> None:
+    if as_json:
+        states = dict.fromkeys(waiting, "waits-here")
+        rows = [{"target": e.target, "run": e.run_id, "state": states.get(e.target, "submitted")} for e in entries]
+        emit_json("submitted", {"batch": batch, "runs": rows})
+        return
+    for one in entries:
+        if one.target in waiting:
+            click.echo(f"{one.target}: run {one.run_id} waits here; edgevit collect sends it when {one.target} can be reached")
+            say(f"  {waiting[one.target]}")
+        else:
+            click.echo(f"{one.target}: run {one.run_id} is submitted; next: edgevit collect {one.target}")
