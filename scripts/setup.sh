@@ -11,6 +11,11 @@ need_package() { # COMMAND PACKAGE
     command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/usr/bin/$1" ] || missing="$missing $2"
 }
 
+need_postgres() { # Debian keeps the server's programs off the PATH
+    for program in /usr/lib/postgresql/*/bin/postgres; do [ -x "$program" ] && return; done
+    command -v postgres >/dev/null 2>&1 || missing="$missing postgresql"
+}
+
 install_packages() {
     if [ "$(id -u)" = 0 ]; then as=""; elif sudo -n true 2>/dev/null; then as="sudo -n"; else
         say "missing:$missing"
@@ -44,6 +49,7 @@ need_package ssh-keygen openssh-client
 if [ "$what" = test ]; then
     need_package sshd openssh-server
     need_package chromium chromium
+    need_postgres
 fi
 [ -z "$missing" ] || install_packages
 [ -n "$python" ] || python=python3

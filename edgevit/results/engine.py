@@ -107,5 +107,6 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    write = connection.get_execution_options().get("edgevit_write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get("edgevit_bare"):  # VACUUM works outside of a transaction alone
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("edgevit_write") else "BEGIN")

@@ -50,7 +50,7 @@ def insert_once(connection: Connection, table: sa.Table, row: dict[str, Any]) ->
         from sqlalchemy.dialects import sqlite
 
         statement = sqlite.insert(table).values(**row).on_conflict_do_nothing()
-    return bool(connection.execute(statement).rowcount)
+    return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
 
 
 def insert_run(connection: Connection, run: wire.Run) -> bool:
@@ -62,8 +62,8 @@ def insert_run(connection: Connection, run: wire.Run) -> bool:
         {
             "run_id": job.run_id,
             "batch_id": job.batch_id,
-            "target": _plain(job.target),
-            "board": _plain(run.facts.board_model or run.facts.cpu_model or run.facts.machine),
+            "target": job.target,
+            "board": run.facts.board_model or run.facts.cpu_model or run.facts.machine,
             "status": run.status,
             "started_at": run.started_at,
             "ended_at": run.ended_at,
@@ -97,7 +97,7 @@ def _measurement_row(run_id: str, position: int, m: wire.Measurement) -> dict[st
     return {
         "run_id": run_id,
         "position": position,
-        "model": _plain(m.model),
+        "model": m.model,
         "recipe": m.recipe,
         "bundle": m.variant.bundle,
         "bundle_name": m.bundle_name,
@@ -106,7 +106,7 @@ def _measurement_row(run_id: str, position: int, m: wire.Measurement) -> dict[st
         "format": m.format,
         "scheme": m.scheme,
         "runtime": m.variant.runtime,
-        "provider": _plain(m.variant.provider),
+        "provider": m.variant.provider,
         "threads": m.variant.threads,
         "failure": m.failure.code if m.failure else None,
         "images": scored.images if scored else None,
@@ -114,11 +114,6 @@ def _measurement_row(run_id: str, position: int, m: wire.Measurement) -> dict[st
         "predictions": pack_int64(scored.predictions) if scored else None,
         "labels": pack_int64(scored.labels) if scored else None,
     }
-
-
-def _plain(text: str) -> str:
-    """PostgreSQL keeps no NUL in a text. Columns are for finding; the document has what the device said."""
-    return text.replace("\0", "\ufffd")
 
 
 def _without_numbers(run: wire.Run) -> wire.Run:
@@ -130,7 +125,7 @@ def _without_numbers(run: wire.Run) -> wire.Run:
     return dataclasses.replace(run, measurements=tuple(slim(m) for m in run.measurements))
 
 
-def restore_runs(connection: Connection, found: Sequence[sa.Row[tuple[str, str]]]) -> Iterator[wire.Run]:
+def restore_runs(connection: Connection, found: Sequence[Any]) -> Iterator[wire.Run]:
     """(run_id, document) → each run with all its numbers, in the same order. StoreError names a run that is damaged."""
     for start in range(0, len(found), AT_ONCE):
         some = found[start : start + AT_ONCE]

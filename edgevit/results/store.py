@@ -275,7 +275,7 @@ class Store:
         """Give what was removed back to the disk, where the database does not do so itself."""
         if self._engine.dialect.name != "sqlite":
             return
-        with self._mapped("compacting"), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with self._mapped("compacting"), self._engine.connect().execution_options(edgevit_bare=True) as connection:
             connection.exec_driver_sql("VACUUM")
 
     # ---- choices ----------------------------------------------------------------------------------------------------
