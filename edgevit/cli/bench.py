@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevit.cli.connect import Session, at_once_option, open_session, select_targets, show_failures
+from edgevit.cli.connect import Session, at_once_option, max_rate_option, open_session, select_targets, show_failures
 from edgevit.cli.console import emit_json, json_option, say
 from edgevit.cli.model_options import FILE
 from edgevit.cli.plan_options import plan_options
@@ -118,6 +118,11 @@ def bench(
         raise UsageError("--against compares two bundles variant by variant", hint="leave --variants out")
     if detach and require_valid:
         raise UsageError("--detach waits for no verdict that --require-valid could go by", hint="edgevit collect --wait, later")
+    if detach and max_rate is not None:
+        raise UsageError(
+            "--max-rate holds while bench itself sends; what --detach leaves waiting is sent by collect",
+            hint="edgevit deploy BUNDLE TARGET --max-rate MBIT first",
+        )
     if blocks is not None:
         plan = with_blocks(plan, blocks)
     wanted = Wanted(opened, plan, threads, every, memory_limit, max_rate)
@@ -136,13 +141,15 @@ def bench(
 @dataclass(frozen=True)
 class Wanted:
     """What to measure on each target, interleaved in one job: of each artifact the first variant that runs there, or with
-    ``every`` all. ``threads`` empty: as the profile says; ``memory_limit_mb`` None: by the board's memory."""
+    ``every`` all. ``threads`` empty: as the profile says; ``memory_limit_mb`` None: by the board's memory; ``max_rate_mbit``:
+    what is sent keeps to it."""
 
     bundles: Sequence[Bundle]
     plan: RunPlan
     threads: Sequence[int] = ()
     every: bool = False
     memory_limit_mb: float | None = None
+    max_rate_mbit: float | None = None
 
 
 def bench_bundles(

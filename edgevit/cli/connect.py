@@ -34,6 +34,13 @@ at_once_option = click.option(
     help="Connections held together; never two to one device.",
 )
 
+max_rate_option = click.option(
+    "--max-rate",
+    type=click.FloatRange(0.001, 1e6),
+    metavar="MBIT",
+    help="Send to each device at most this many 10⁶ bits a second; default: no limit.",
+)
+
 
 @dataclass(frozen=True)
 class Session:
