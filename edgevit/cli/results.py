@@ -1,4 +1,4 @@
-"""``edgevit results`` and ``edgevit report``: what has been measured."""
+"""``edgevit results``: what has been measured."""
 
 from __future__ import annotations
 
@@ -144,27 +144,6 @@ def export(batch: str | None, output: Path) -> None:
     document = {"schema": "edgevit.runs/1", "runs": [encode(run) for run in runs]}
     write_whole(output, json.dumps(document, ensure_ascii=False))
     say(f"{output}: {len(runs)} runs")
-
-
-@click.command()
-@click.option("--batch", help="One batch; default: the newest.")
-@click.option("--all", "everything", is_flag=True, help="Every run in the store.")
-@click.option("-o", "--output", type=FILE, required=True, metavar="FILE.html")
-def report(batch: str | None, everything: bool, output: Path) -> None:
-    """One self-contained HTML page of results that works offline."""
-    from edgevit.outputs import verify_writable_file
-    from edgevit.report.page import write_page
-    from edgevit.results.store import open_store
-
-    if batch and everything:
-        raise UsageError("--batch and --all exclude each other")
-    verify_writable_file(output)
-    with open_store() as store:
-        runs = store.runs(batch_id=None if everything else _batch_id(store, batch))
-    if not runs:
-        raise UsageError("there are no runs to report", hint="edgevit bench BUNDLE TARGET")
-    write_page(runs, output)
-    say(f"{output}: {len(runs)} run{'s' if len(runs) != 1 else ''}, {output.stat().st_size / 1e6:.2f} MB")
 
 
 def _batch_id(store: Store, wanted: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The page as text: structure, the answer, escaping, nothing fetched."""
+"""The page as text: structure, escaping, nothing fetched, and the answers it gives without scripts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from device_agents.wire import Measurement, OperatorProfile, OperatorTime, Run, Verdict, Window
+from device_agents.wire import Measurement, Run, Verdict
 from edgevit.errors import UsageError
-from edgevit.report.page import choose_answer, render_page, write_page
+from edgevit.report.page import policy, render_page, write_page
+from edgevit.report.page_answer import answers, cards, in_words
 from tests.support.judged import mixed, summaries, valid
 from tests.support.runs import failed, measurement, run
 
@@ -57,52 +58,56 @@ def data_of(page: Page) -> Any:
     return json.loads(text)
 
 
-def test_the_answer_the_table_the_reasons_and_the_digests() -> None:
-    page = Page(render_page(mixed(), valid))
-    prose = page.prose()
-    for said in (
-        "Ship int8-dynamic-tflite in litert: p50 20.98 ms, 2.47 × fp32, 6.3 MB, top-1 80.77 % on 650 images",
-        "p50 of fp32-onnx on onnxruntime 1.31.1",
-        "20 samples, 64 are needed",
-        "golden-mismatch: golden image 3",
-        "the power went away three times",
-        measurement().artifact_sha256,
-        measurement().variant.bundle,
-        "ondemand",
-    ):
-        assert said in prose, f"the page does not say {said!r}"
-    assert len(page.all("section")) == 2
-    charts = [a["data-chart"] for a in page.all("div") if "data-chart" in a]
-    assert charts == ["latency", "accuracy", "cumulative", "conditions"] * 2
-    sections = data_of(page)["sections"]
-    assert [len(s["rows"]) for s in sections] == [4, 5], "what has no samples has no place in a chart"
-    row = sections[0]["rows"][0]
-    assert len(row["q"]) == 101
-    assert row["q"] == sorted(row["q"])
-    assert row["q"][50] == row["p50_ms"]
-    assert [r["label"] for r in sections[0]["rows"] if r["front"]] == ["int8-dynamic-tflite", "fp32-tflite", "fp32-onnx"]
+def column(data: Any, name: str) -> list[Any]:
+    table = data["table"]
+    if name in table["texts"]:
+        told = table["texts"][name]
+        return [told["values"][k] for k in told["at"]]
+    found: list[Any] = table["numbers"][name]
+    return found
 
 
-def test_nothing_is_fetched() -> None:
+def test_the_answers_stand_in_the_page_without_scripts() -> None:
+    prose = Page(render_page([run()], valid)).prose()
+    assert "pi4: ship int8-dynamic-tflite in litert 2.3.0, XNNPACK, 4 threads: p50 20.98 ms, against fp32 2.47 ×" in prose
+    assert "top-1 80.77 %, file 6.30 MB" in prose
+
+
+def test_every_measurement_with_its_reasons_is_in_the_data() -> None:
+    data = data_of(Page(render_page(mixed(), valid)))
+    assert data["table"]["count"] == 11
+    told = "\n".join(column(data, "reasons") + column(data, "p90_absent"))
+    for said in ("golden-mismatch: golden image 3", "the power went away three times", "20 samples, 64 are needed"):
+        assert said in told, f"the page does not say {said!r}"
+    assert measurement().artifact_sha256 in column(data, "artifact")
+    assert set(data["spread"]) == {str(i) for i, n in enumerate(column(data, "n")) if n}, "what has no samples has no quantiles"
+    first = data["spread"]["0"]["q"]
+    assert len(first) == 101 and first == sorted(first) and first[50] == column(data, "p50")[0]
+    assert "ondemand" in json.dumps(data["evidence"])
+
+
+def test_nothing_is_fetched_and_no_handler_stands_in_an_attribute() -> None:
     text = render_page(mixed(), valid)
     page = Page(text)
     for tag, attrs in page.elements:
         for name in ("src", "href", "srcset", "action", "data", "poster", "ping"):
             assert name not in attrs, f"<{tag}> would fetch {attrs[name]}"
+        assert not [name for name in attrs if name.startswith("on")], f"<{tag}> has a handler"
     assert not page.all("link") and not page.all("img") and not page.all("iframe")
     style = "".join(data for where, data in page.texts if where == "style")
     assert "url(" not in style and "@import" not in style
     assert len(text) < 3_000_000
 
 
-def test_scripts_run_by_their_hash_alone() -> None:
+def test_scripts_run_by_their_hash_alone_and_only_a_served_page_may_ask() -> None:
     text = render_page([run()], valid)
-    page = Page(text)
-    (policy,) = [a["content"] or "" for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy.startswith("default-src 'none';")
-    allowed = re.search(r"script-src ([^;]+);", policy)
-    assert allowed is not None
-    assert "unsafe" not in allowed[1]
+    (told,) = [a["content"] or "" for a in Page(text).all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert told == policy(live=False)
+    assert told.startswith("default-src 'none';")
+    assert "connect-src" not in told
+    assert "connect-src 'self';" in policy(live=True)
+    allowed = re.search(r"script-src ([^;]+);", told)
+    assert allowed is not None and "unsafe" not in allowed[1]
     scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
     assert hashes == allowed[1].split()
@@ -131,28 +136,52 @@ def test_names_of_others_are_harmless() -> None:
     assert not page.all("img")
     assert len(page.all("script")) == len(plain.all("script"))
     assert EVIL in page.prose()
-    assert data_of(page)["sections"][0]["rows"][0]["label"] == EVIL
+    assert column(data_of(page), "label")[0] == EVIL
     assert "onerror" not in {name for _, attrs in page.elements for name in attrs}
 
 
-def test_the_answer_needs_a_valid_run_that_keeps_its_accuracy() -> None:
+def test_an_answer_needs_a_valid_figure_that_keeps_its_accuracy() -> None:
     rows = summaries(run())
-    best = choose_answer(rows)
-    assert best is not None and best.artifact == "int8-dynamic-tflite"
-    worse = [dataclasses.replace(s, top1=0.5) if s is best else s for s in rows]
-    second = choose_answer(worse)
-    assert second is not None and second.artifact == "int8-dynamic-onnx"
-    invalid = [dataclasses.replace(s, verdict=Verdict(1, False, ("throttled",), ())) for s in rows]
-    assert choose_answer(invalid) is None
-    unscored = [dataclasses.replace(s, top1=None) for s in rows]
-    third = choose_answer(unscored)
-    assert third is not None and third.artifact == "int8-dynamic-tflite"
+    (first,) = answers(rows)
+    assert first.word == "ship" and first.best is not None and first.best.artifact == "int8-dynamic-tflite"
+    (second,) = answers([dataclasses.replace(s, top1=0.5) if s is first.best else s for s in rows])
+    assert second.best is not None and second.best.artifact == "int8-dynamic-onnx"
+    assert any("loses 31.54 points" in reason for _, reason in second.dropped)
+    (none,) = answers([dataclasses.replace(s, verdict=Verdict(1, False, ("throttled",), ())) for s in rows])
+    assert (none.word, none.best) == ("none", None)
+    assert "nothing to ship yet: no measurement is VALID" in in_words(cards([none])[0])
+
+
+def test_what_is_missing_for_an_answer_is_named_with_the_command_that_gets_it() -> None:
+    rows = summaries(run())
+    (unscored,) = answers([dataclasses.replace(s, top1=None, top1_absent="no labelled images in the bundle") for s in rows])
+    assert unscored.word == "missing"
+    assert "accuracy was not measured: no labelled images in the bundle" in in_words(cards([unscored])[0])
+    assert any("--eval DATA" in command for command in unscored.commands)
+    (no_float,) = answers([s for s in rows if s.scheme != "fp32"])
+    assert no_float.word == "missing" and "no float variant" in no_float.missing[0]
+    assert any("--recipe fp32" in command for command in no_float.commands)
+
+
+def test_figures_of_two_batches_are_never_compared() -> None:
+    """Yesterday's faster int8 has no fp32 beside it: the batch with most variants answers."""
+    yesterday = run(batch="b0", measurements=(measurement("int8-dynamic", "tflite", 5.0),), started_at="2025-01-14T10:00:00Z")
+    (told,) = answers(summaries(yesterday, run(batch="b1")))
+    assert told.best is not None and told.best.batch_id == "b1"
+
+
+def test_devices_of_one_kind_with_one_answer_share_a_card() -> None:
+    found = cards(answers(summaries(*(run(f"pi-{k:02d}") for k in range(12)))))
+    assert [len(card["targets"]) for card in found] == [12]
+    assert len(found[0]["each"]) == 12 and "the median of 12 targets" in found[0]["figures_of"]
+    other = dataclasses.replace(run("zero"), facts=dataclasses.replace(run().facts, board_model="Raspberry Pi Zero 2 W"))
+    assert len(cards(answers(summaries(run("a"), run("b"), other)))) == 2
 
 
 def test_only_failures_make_a_page_too(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_page([run(measurements=(failed(),))], path, valid)
-    assert "Nothing to ship yet: no measurement is VALID" in Page(path.read_text("utf-8")).prose()
+    assert "nothing to ship yet: no measurement is VALID" in Page(path.read_text("utf-8")).prose()
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
@@ -165,37 +194,8 @@ def test_a_page_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def test_several_batches_tell_the_same_artifact_apart() -> None:
-    later = dataclasses.replace(run(batch="b2"), started_at="2025-02-01T08:30:00Z")
-    prose = Page(render_page([run(), later], valid)).prose()
-    assert "fp32-onnx (2025-01-15 10:00)" in prose
-    assert "fp32-onnx (2025-02-01 08:30)" in prose
-
-
 def test_the_libraries_come_with_their_licences() -> None:
     vendor = Path(__file__).resolve().parents[2] / "edgevit" / "report" / "vendor"
     for script in vendor.glob("*.js"):
         assert script.stat().st_size < 1_000_000
         assert "Permission to use, copy, modify" in (vendor / f"{script.name.split('.')[0]}.LICENSE").read_text("utf-8")
-
-
-def test_what_plans_found_stands_on_the_page() -> None:
-    """Minutes of load as a chart and a line, a comparison in words, operators as a table, all of it escaped."""
-    hot = tuple(Window(i * 1000, 1000, 100 if i < 120 else 70, 10_000_000 if i < 120 else 14_000_000, 1) for i in range(1300))
-    base = measurement("fp32", "onnx", processes=1)
-    told = OperatorProfile(EVIL, 10, (OperatorTime(EVIL, "Gemm", "CPU", 10, 5_000_000), OperatorTime("b", "Add", "CPU", 10, 1)))
-    m = dataclasses.replace(base, series=(dataclasses.replace(base.series[0], windows=hot),), profile=told)
-    other = dataclasses.replace(measurement("int8-dynamic", "onnx"), profile_absent="no-profiler: none")
-    made = run(measurements=(m, other))
-    plan = dataclasses.replace(made.job.plan, order="mirrored", processes=6)
-    page = Page(render_page([dataclasses.replace(made, job=dataclasses.replace(made.job, plan=plan))], valid))
-    (section,) = data_of(page)["sections"]
-    points = [len(row["load"]) for row in section["rows"]]
-    assert sorted(points) == [0, 434], "at most 600 points, evenly taken"
-    assert [row["knee_s"] for row in section["rows"] if row["load"]] == [120.0]
-    assert "load" in [a.get("data-chart") for a in page.all("div")]
-    text = page.prose()
-    assert "retention 71.4 %: 100.0 inferences/s at first, 70.0 after 120 s" in text
-    assert "no ratio: 0 blocks are left" in text and "no operator times: no-profiler" in text
-    assert "by kind: Gemm 100.0 %, Add 0.0 %; profiling slows" in text
-    assert "ms each inference" in text and "0.500" in text and not page.all("img")

@@ -1,0 +1,47 @@
+"""From the results store to what a page shows: one batch, the newest, or everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgevit.errors import UnknownName, UsageError
+from edgevit.report.page_bundles import NOTHING, FromBundles
+from edgevit.report.page_data import Shown
+from edgevit.results.stats import summarize_all
+
+if TYPE_CHECKING:
+    from edgevit.results.store import Store
+
+
+@dataclass(frozen=True)
+class Source:
+    """``batch``: its id, or None for the newest that holds a run, whichever that is when asked; ``everything``: every run."""
+
+    store: Store
+    batch: str | None = None
+    everything: bool = False
+    bundles: FromBundles = NOTHING
+
+    def verify(self) -> None:
+        """Raises :class:`UnknownName` for a batch that is not there."""
+        known = [b.id for b in self.store.batches()]
+        if self.batch is not None and self.batch not in known:
+            raise UnknownName("batch", self.batch, known, hint="edgevit results list")
+
+    def revision(self) -> str:
+        """Changes whenever a run is added to what is shown."""
+        counts = {b.id: b.runs for b in self.store.batches() if b.runs}
+        if self.everything:
+            return f"all:{sum(counts.values())}"
+        batch = self.batch or next(iter(counts), "")
+        return f"{batch}:{counts.get(batch, 0)}"
+
+    def load(self, live: bool = False) -> Shown:
+        """What is there now. UsageError where there is nothing, unless it is ``live``: then it may come."""
+        newest = self.store.latest_batch()
+        batch = None if self.everything else self.batch or (newest.id if newest else "")
+        runs = self.store.runs(batch_id=batch)
+        if not runs and not live:
+            raise UsageError("there are no runs to report", hint="edgevit bench BUNDLE TARGET")
+        return Shown(summarize_all(runs), runs, len(runs), self.bundles, live)
