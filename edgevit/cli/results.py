@@ -14,6 +14,7 @@ from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
     from device_agents.wire import Run
+    from edgevit.results.spread import DeviceSpread
     from edgevit.results.stats import Summary
     from edgevit.results.store import Store
 
@@ -35,17 +36,24 @@ def show_batch(
     runs = store.runs(batch_id=batch)
     summaries = summarize_runs(runs)
     comparisons = [c for run in runs for c in compare_pairs(run)]
+    spreads = _device_spreads(store, runs, batch)
     if as_json:
         from edgevit.report.plans_view import json_comparisons
+        from edgevit.report.spread_view import json_spreads
         from edgevit.report.table import json_rows
 
         document = {"batch": batch, "rows": json_rows(summaries)}
+        if spreads:
+            document["device_spread"] = json_spreads(spreads)
         emit_json("results", {**document, "comparisons": json_comparisons(comparisons)} if comparisons else document)
     else:
         from edgevit.report.plans_view import render_comparisons, render_operators, render_sustained
+        from edgevit.report.spread_view import render_spreads
         from edgevit.report.table import render_table
 
         out(wide).print(render_table(summaries, wide=wide))
+        if spreads:
+            out(wide).print(render_spreads(spreads))
         if any(s.sustained is not None for s in summaries):
             out(wide).print(render_sustained(summaries))
         if comparisons:
@@ -55,6 +63,19 @@ def show_batch(
             out(wide).print(render_operators(summaries))
         say(f"batch {batch}; edgevit report --batch {batch} -o report.html")
     return int(any(s.failure or (require_valid and not s.verdict.valid) for s in summaries))
+
+
+def _device_spreads(store: Store, runs: Sequence[Run], batch: str) -> list[DeviceSpread]:
+    """How much devices of one profile differ, of a batch on two or more targets; earlier runs of the same bundles there help to
+    tell devices from noise."""
+    from edgevit.results.spread import device_spreads
+
+    targets = {run.job.target for run in runs}
+    if len(targets) < 2:
+        return []
+    bundles = sorted({v.bundle for run in runs for v in run.job.variants})
+    every = [run for run in store.runs(bundles=bundles) if run.job.target in targets]
+    return device_spreads(every, summarize_runs(every), batch)
 
 
 def _require_operators(summaries: Sequence[Summary]) -> None:

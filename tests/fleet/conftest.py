@@ -67,22 +67,30 @@ def signer(tmp_path: Path) -> Signer:
     return make_signer(config_dir(), "signing_key")
 
 
-@pytest.fixture
-def fleet(servers: list[Device], runtime: Runtime, signer: Signer) -> Iterator[list[Device]]:
-    """Three devices in the fleet file, their host keys pinned, with a runtime, that believe the operator's key."""
+def prepare(device: Device, runtime: Runtime, signer: Signer) -> None:
+    """In the fleet file, its host key pinned, with a runtime; it believes the operator's key."""
     if runtime.problem:
         pytest.fail(f"the devices of these tests need a runtime: {runtime.problem}")
-    for device in servers:
-        runtime.lend(device)
-        trust(device.target, NoPrompts(), device.server.fingerprint)
-        add_target(fleet_path(), device.target)
-        with connect(device.target, NoPrompts()) as agent:
-            agent.allow([signer.line()], replace=True)
-    yield servers
-    for device in servers:
-        device.forget()
+    runtime.lend(device)
+    trust(device.target, NoPrompts(), device.server.fingerprint)
+    add_target(fleet_path(), device.target)
+    with connect(device.target, NoPrompts()) as agent:
+        agent.allow([signer.line()], replace=True)
 
 
 @pytest.fixture
-def box(fleet: list[Device]) -> Device:
-    return fleet[0]
+def fleet(servers: list[Device], runtime: Runtime, signer: Signer) -> Iterator[list[Device]]:
+    """Three devices, ready to measure."""
+    for device in servers:
+        prepare(device, runtime, signer)
+    yield servers
+    for device in servers:
+        device.clear()
+
+
+@pytest.fixture
+def box(servers: list[Device], runtime: Runtime, signer: Signer) -> Iterator[Device]:
+    """One device, ready to measure."""
+    prepare(servers[0], runtime, signer)
+    yield servers[0]
+    servers[0].clear()
