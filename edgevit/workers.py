@@ -226,19 +226,24 @@ def _serve(link: Connection) -> None:
             return
         if task is None:
             return
-        try:
-            answer: tuple[str, Any] = ("done", task.function(task.argument, _Said(link)))
-        except EdgevitError as e:
-            answer = ("failed", Failure(type(e).__name__, str(e), e.hint))
-        except MemoryError:
-            answer = ("failed", Failure("BuildError", "out of memory", "give fewer --jobs"))
-        except Exception as e:  # noqa: BLE001 -- the edge of a process: a defect in one piece of work must not stop the others
-            import traceback
+        value = perform(task, _Said(link))
+        link.send(("failed" if isinstance(value, Failure) else "done", value))
 
-            where = traceback.extract_tb(e.__traceback__)[-1]
-            text = f"{type(e).__name__} in {where.name}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
-            answer = ("failed", Failure(BuildError.__name__, text[:1000]))
-        link.send(answer)
+
+def perform(task: Task, progress: Progress) -> Any:
+    """What ``task`` returns, or the :class:`Failure` it ended with: a defect in one piece of work must not stop the others."""
+    try:
+        return task.function(task.argument, progress)
+    except EdgevitError as e:
+        return Failure(type(e).__name__, str(e), e.hint)
+    except MemoryError:
+        return Failure("BuildError", "out of memory", "give fewer --jobs")
+    except Exception as e:  # noqa: BLE001 -- the edge of a process
+        import traceback
+
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        text = f"{type(e).__name__} in {where.name}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"
+        return Failure(BuildError.__name__, text[:1000])
 
 
 def end_with_parent() -> None:

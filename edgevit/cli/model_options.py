@@ -73,16 +73,25 @@ _MODEL_OPTIONS: list[Callable[[F], F]] = [
     click.option("--std", callback=_triple, metavar="R,G,B", help="Normalisation standard deviation on the [0, 1] scale."),
 ]
 
-_BUILD_OPTIONS: list[Callable[[F], F]] = [
+_RECIPE_OPTION: Callable[[F], F] = click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    required=True,
+    metavar="R",
+    help="A shipped recipe or a YAML file; several allowed.",
+)
+
+_DATA_OPTIONS: list[Callable[[F], F]] = [
     click.option(
-        "--recipe",
-        "recipes",
+        "--format",
+        "model_formats",
+        type=click.Choice(["onnx", "tflite", "ort", "all"]),
         multiple=True,
-        required=True,
-        metavar="R",
-        help="A shipped recipe or a YAML file; several allowed.",
+        default=("all",),
+        callback=lambda _context, _option, chosen: chosen_formats(chosen),
+        help="What to write; several allowed. all (the default): onnx and tflite; ort: ONNX Runtime's own, for reduced builds.",
     ),
-    click.option("--format", "model_format", type=click.Choice(["onnx", "tflite", "all"]), default="all", show_default=True),
     click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Images per inference."),
     click.option(
         "--eval", "eval_data", type=FILE, metavar="DATA", help="Labelled images; their top-1 is counted on the device."
@@ -108,8 +117,13 @@ def model_options(command: F) -> F:
 
 
 def build_options(command: F) -> F:
-    """Recipes, formats, data and the signing key."""
-    for option in reversed(_BUILD_OPTIONS):
+    """Recipes, and what :func:`data_options` has."""
+    return _RECIPE_OPTION(data_options(command))
+
+
+def data_options(command: F) -> F:
+    """Formats, data and the signing key."""
+    for option in reversed(_DATA_OPTIONS):
         command = option(command)
     return command
 
@@ -140,12 +154,17 @@ def load_recipes(names: Sequence[str]) -> list[Recipe]:
     return recipes
 
 
+def chosen_formats(chosen: Sequence[str]) -> tuple[str, ...]:
+    """The formats that ``--format`` names, each once, in the order named."""
+    named = [f for one in chosen for f in (("onnx", "tflite") if one == "all" else (one,))]
+    return tuple(dict.fromkeys(named))
+
+
 def build_requests(options: dict[str, Any], source: ModelSource, profiles: Sequence[Profile]) -> list[BuildRequest]:
     """One request a recipe; takes the values of :func:`build_options` out of ``options`` (``sign_key`` stays)."""
     from edgevit.build import BuildRequest
 
-    chosen = options.pop("model_format")
-    formats = ("onnx", "tflite") if chosen == "all" else (chosen,)
+    formats = options.pop("model_formats")
     data = {name: options.pop(name) for name in ("batch", "eval_data", "calib_data", "train_data")}
     return [
         BuildRequest(source=source, recipe=recipe, profiles=tuple(profiles), formats=formats, **data)

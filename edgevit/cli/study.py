@@ -47,6 +47,14 @@ def _settings(_ctx: click.Context, param: click.Parameter, value: Sequence[str])
 @click.option("--target", "targets", multiple=True, metavar="T", help="Measure here instead of on the study's targets.")
 @click.option("--plan", type=click.Choice(["quick", "standard"]), help="Instead of the study's plan.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Processes that build at a time; default: half of the cores.")
+@click.option(
+    "--engine",
+    "engine_name",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Who builds: processes here, or the Ray cluster of RAY_ADDRESS.",
+)
 @click.option("--again", is_flag=True, help="Measure also what the results hold already.")
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="Keep the bundles here.")
 @click.option("--markdown", type=FILE, metavar="FILE", help="Write the table as markdown, too.")
@@ -60,6 +68,7 @@ def study(
     targets: Sequence[str],
     plan: str | None,
     jobs: int | None,
+    engine_name: str,
     again: bool,
     output: Path | None,
     markdown: Path | None,
@@ -76,10 +85,10 @@ def study(
     from edgevit import places
     from edgevit.cache import Cache
     from edgevit.cli.build import signing_key
+    from edgevit.engines import open_engine
     from edgevit.results.store import open_store
     from edgevit.study.file import load_study
     from edgevit.study.grid import build_grid, prepare_examples
-    from edgevit.workers import default_jobs
 
     loaded = load_study(file, settings)
     asked = replace(loaded, targets=tuple(targets) or loaded.targets, plan=plan or loaded.plan)
@@ -90,7 +99,8 @@ def study(
         profiles = all_profiles(asked, boards)
         whole = prepare_examples(asked, places.data_dir(), progress)
         root = output or cache.root / "studies" / whole.digest[:16]
-        results = build_grid(whole, profiles, root, key, jobs or default_jobs(), cache, progress, say_not_applicable)
+        with open_engine(engine_name, jobs) as engine:
+            results = build_grid(whole, profiles, root, key, engine, cache, progress, say_not_applicable)
         measuring = Measuring(whole, results, boards, root, key, store, progress, again)
         code = measuring.run()
         rows = measuring.rows()

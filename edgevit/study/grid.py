@@ -3,12 +3,13 @@ processes of its own, and a cell that fails keeps its error while the others go 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_agents import wire
 from edgevit.cache import Cache
+from edgevit.engines import Engine, Processes, run_all
 from edgevit.errors import BuildError
 from edgevit.images import DataSets
 from edgevit.profile import Profile
@@ -31,7 +32,7 @@ from edgevit.study.plan import (
     with_models,
 )
 from edgevit.study.work import Examine, build_cell, examine, make_digits, to_build
-from edgevit.workers import Failure, Outcome, Task, run_tasks
+from edgevit.workers import Failure, Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def prepare_examples(study: Study, folder: Path, progress: Progress) -> Study:
     weights = folder / "digits" / "digits.safetensors"
     if not (weights.exists() and (digits / "labels.txt").exists()):
         task = Task("digits", make_digits, folder / "digits")
-        for outcome in _run([task], 1, progress):
+        for outcome in run_all(Processes(1), [task], progress):
             if outcome.failure is not None:
                 raise BuildError(f"the digits example: {outcome.failure.message}", hint=outcome.failure.hint)
 
@@ -74,7 +75,7 @@ def build_grid(
     profiles: Sequence[Profile],
     root: Path,
     key: Path,
-    jobs: int,
+    engine: Engine,
     cache: Cache,
     progress: Progress,
     on_planned: Callable[[Sequence[Cell]], None] = lambda cells: None,
@@ -87,29 +88,50 @@ def build_grid(
     """
     sets = model_sets(study, cache)
     cells = with_data(plan_cells(study, profiles), sets)
-    models, unloadable = _look_at_models(study, cells, jobs, cache, progress)
+    models, unloadable = look_at_models(study, cells, engine, cache, progress)
     cells = with_models(cells, models)
     on_planned(cells)
     results: dict[str, CellResult] = {}
-    waiting: list[Cell] = []
+    buildable: list[Cell] = []
     for cell in cells:
         title = cell.model.title
-        identity = models[title].identity if title in models else ""
         failure = unloadable.get(title)
         if cell.not_applicable or failure is not None:
+            identity = models[title].identity if title in models else ""
             results[cell.name] = CellResult(cell, identity, failure=None if cell.not_applicable else failure)
-            continue
-        known = find_known(cell_key(cell, identity, sets[title]), cache)
+        else:
+            buildable.append(cell)
+    results.update(build_cells(buildable, models, sets, root, key, engine, cache, progress))
+    return [results[cell.name] for cell in cells]
+
+
+def build_cells(
+    cells: Sequence[Cell],
+    models: Mapping[str, KnownModel],
+    sets: Mapping[str, DataSets],
+    root: Path,
+    key: Path,
+    engine: Engine,
+    cache: Cache,
+    progress: Progress,
+) -> dict[str, CellResult]:
+    """What became of each of ``cells``, all of which apply, by name: taken from the cache, else built by ``engine``. ``models``
+    and ``sets`` by the model's title."""
+    results: dict[str, CellResult] = {}
+    waiting: list[Cell] = []
+    for cell in cells:
+        identity = models[cell.model.title].identity
+        known = find_known(cell_key(cell, identity, sets[cell.model.title]), cache)
         if known is None:
             waiting.append(cell)
         else:
             results[cell.name] = CellResult(cell, identity, known, reused=True)
-    _build(waiting, results, models, sets, root, key, jobs, cache, progress)
-    return [results[cell.name] for cell in cells]
+    _build(waiting, results, models, sets, root, key, engine, cache, progress)
+    return results
 
 
-def _look_at_models(
-    study: Study, cells: Sequence[Cell], jobs: int, cache: Cache, progress: Progress
+def look_at_models(
+    study: Study, cells: Sequence[Cell], engine: Engine, cache: Cache, progress: Progress
 ) -> tuple[dict[str, KnownModel], dict[str, Failure]]:
     """What is known of each model by title, from an earlier study or by loading it; and why some cannot be loaded."""
     models: dict[str, KnownModel] = {}
@@ -125,7 +147,7 @@ def _look_at_models(
             models[model.title] = known
         else:
             tasks.append(Task(model.title, examine, Examine(model.source, tuple(kinds[model.title]))))
-    for outcome in _run(tasks, jobs, progress):
+    for outcome in run_all(engine, tasks, progress):
         title = outcome.task.name
         if outcome.failure is not None:
             failures[title] = outcome.failure
@@ -137,11 +159,11 @@ def _look_at_models(
 def _build(
     waiting: list[Cell],
     results: dict[str, CellResult],
-    models: dict[str, KnownModel],
-    sets: dict[str, DataSets],
+    models: Mapping[str, KnownModel],
+    sets: Mapping[str, DataSets],
     root: Path,
     key: Path,
-    jobs: int,
+    engine: Engine,
     cache: Cache,
     progress: Progress,
 ) -> None:
@@ -161,8 +183,8 @@ def _build(
         identity = models[cell.model.title].identity
         return Task(cell.name, build_cell, to_build(cell.request, root / cell.folder, key, identity))
 
-    progress.start("study", f"building {total} cells in {jobs} process{'es' if jobs > 1 else ''}", total, "cells")
-    for finished, outcome in enumerate(run_tasks(next_task, jobs, progress), 1):
+    progress.start("study", f"building {total} cells in {engine.jobs} process{'es' if engine.jobs > 1 else ''}", total, "cells")
+    for finished, outcome in enumerate(engine.run(next_task, progress), 1):
         cell = running.pop(outcome.task.name)
         result = _ended(cell, outcome, models[cell.model.title].identity)
         results[cell.name] = result
@@ -179,8 +201,3 @@ def _ended(cell: Cell, outcome: Outcome, identity: str) -> CellResult:
         return CellResult(cell, identity, failure=outcome.failure, pid=outcome.pid)
     manifest = wire.decode(wire.Manifest, outcome.value.manifest, "manifest of a cell")
     return CellResult(cell, identity, Known(outcome.value.digest, manifest), reused=outcome.value.reused, pid=outcome.pid)
-
-
-def _run(tasks: list[Task], jobs: int, progress: Progress) -> list[Outcome]:
-    rest = list(tasks)
-    return list(run_tasks(lambda: rest.pop(0) if rest else None, jobs, progress))

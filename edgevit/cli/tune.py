@@ -1,0 +1,379 @@
+"""``edgevit tune``: search recipes with the boards in the loop."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevit.cli.connect import Session, each_target, open_session, select_targets, target_profile
+from edgevit.cli.console import emit_json, json_option, out, say
+from edgevit.cli.model_options import FILE, data_options, model_options, model_source
+from edgevit.cli.progress_context import showing_progress
+from edgevit.errors import UsageError
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from device_agents.wire import Facts, Run, RunPlan, Variant
+    from edgevit.fleet.agent import Agent
+    from edgevit.profile import Profile
+    from edgevit.progress import Progress
+    from edgevit.results.store import Store
+    from edgevit.tune.answer import Answer
+    from edgevit.tune.candidate import Candidate
+    from edgevit.tune.host import Asked, Host
+    from edgevit.tune.search import Measured, Search
+    from edgevit.tune.space import Space
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _budget(_ctx: click.Context, param: click.Parameter, value: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value.strip())
+    if match is None or float(match[1]) <= 0:
+        raise click.BadParameter(f"got {value!r}, expected a time such as 90s, 30m or 2h", param=param)
+    return float(match[1]) * _UNITS[match[2]]
+
+
+@click.command()
+@model_options
+@data_options
+@click.option("--target", "targets", multiple=True, required=True, metavar="T", help="Where to measure; several allowed.")
+@click.option("--max-loss", type=float, required=True, metavar="POINTS", help="Top-1 that may be lost against fp32.")
+@click.option("--max-p90-ms", type=float, metavar="MS", help="Of an inference, on every target by itself.")
+@click.option("--max-memory-mb", type=float, metavar="MB", help="Peak memory of the process.")
+@click.option("--max-size-mb", type=float, metavar="MB", help="Size of the file.")
+@click.option("--max-energy-mj", type=float, metavar="MJ", help="Energy of an inference; needs a sensor of power.")
+@click.option(
+    "--budget",
+    "seconds",
+    default="30m",
+    show_default=True,
+    callback=_budget,
+    metavar="TIME",
+    help="90s, 30m, 2h: in all, over every run of this search.",
+)
+@click.option("--trials", type=click.IntRange(1), metavar="N", help="No more than N candidates.")
+@click.option("--threads", type=click.IntRange(1), multiple=True, help="Threads to search; default: what the profiles say.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search.")
+@click.option(
+    "--confirm",
+    type=click.Choice(["quick", "standard"]),
+    default="standard",
+    show_default=True,
+    help="How the best are measured in the end.",
+)
+@click.option("--anyway", is_flag=True, help="Let INVALID figures count, too.")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Processes that build at a time; default: half of the cores.")
+@click.option(
+    "--engine",
+    "engine_name",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Who builds: processes here, or the Ray cluster of RAY_ADDRESS.",
+)
+@click.option("-o", "--output", type=FILE, metavar="DIR", help="The winner of each target: its bundle, and its recipe as YAML.")
+@json_option
+def tune(
+    targets: Sequence[str],
+    max_loss: float,
+    max_p90_ms: float | None,
+    max_memory_mb: float | None,
+    max_size_mb: float | None,
+    max_energy_mj: float | None,
+    seconds: float,
+    trials: int | None,
+    threads: Sequence[int],
+    seed: int,
+    confirm: str,
+    anyway: bool,
+    jobs: int | None,
+    engine_name: str,
+    output: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Search for the recipe that runs MODEL fastest on each target within the limits, by building and measuring.
+
+    Shipped recipes first, then what Optuna draws. What fails here, loses too much or cannot be fast enough never goes to a
+    board. The same command again goes on where it stood; a search that is done measures nothing. Exit 1: nothing meets the
+    limits on some target.
+    """
+    from edgevit import places
+    from edgevit.cache import Cache
+    from edgevit.cli.build import signing_key
+    from edgevit.engines import open_engine
+    from edgevit.plans import PLANS
+    from edgevit.results.store import open_store
+    from edgevit.tune.host import Host
+    from edgevit.tune.limits import Limits, verify_limits, verify_measurable
+    from edgevit.tune.search import Effort, Search
+    from edgevit.tune.trials import Trials
+
+    limits = Limits(max_loss, max_p90_ms, max_memory_mb, max_size_mb, max_energy_mj)
+    verify_limits(limits)
+    if options["eval_data"] is None:
+        raise UsageError("loss is counted on labelled images, and none were given", hint="edgevit tune … --eval DATA")
+    if output is not None:
+        from edgevit.outputs import verify_writable_folder
+
+        verify_writable_folder(output)
+    names = [t.name for t in select_targets(targets)]
+    cache, key = Cache(), signing_key(options["sign_key"])
+    with open_store() as store, showing_progress() as progress:
+        profiles = {t.name: profile_of(t) for t in select_targets(names)}
+        road = Road(store, progress, key)
+        facts = road.visit(names)
+        if not facts:
+            return road.code
+        verify_measurable(limits, facts)
+        verify_threads(threads, facts)
+        asked, formats, digest = what_is_asked(options, profiles, key, cache, [*map(str, vars(limits).items()), *threads, seed])
+        folder = places.data_dir() / "tune" / digest[:16]
+        root = cache.root / "tune" / digest[:16]
+        with open_engine(engine_name, jobs) as engine, Trials(folder, seed) as kept:
+            progress.start("tune", f"searching for {seconds / 60:g} minutes", round(seconds), "s")
+            host = Host(asked, engine, cache, root, progress, limits)
+            road.host = host
+            space = the_space(kept, host, facts, profiles, formats, threads)
+            search = Search(
+                space, limits, Effort(seconds, trials), tuple(names), kept, host, road, progress, PLANS[confirm], anyway
+            )
+            search.dead = {name: "it was not reached" for name in names if name not in facts}
+            search.on_front = say_front
+            search.runs = {name: store.runs(target=name, bundles=bundles_of(kept)) for name in facts}
+            search.go()
+            progress.finish("tune", f"{len(search.candidates)} candidates; {search.ended}")
+            code = finish(search, names, output, as_json)
+        shutil.rmtree(root, ignore_errors=True)
+    return road.code or code
+
+
+def profile_of(target: Any) -> Profile:
+    from edgevit.profile import load_profile
+
+    return load_profile(target_profile(target))
+
+
+def verify_threads(threads: Sequence[int], facts: Mapping[str, Facts]) -> None:
+    """Raises :class:`UsageError` for more threads than a target has cores."""
+    for name, one in facts.items():
+        if threads and max(threads) > one.cpu_count:
+            raise UsageError(
+                f"--threads {max(threads)}: {name} has {one.cpu_count} cores", hint=f"give --threads 1 to {one.cpu_count}"
+            )
+
+
+def what_is_asked(
+    options: dict[str, Any], profiles: Mapping[str, Profile], key: Path, cache: Any, rest: Sequence[Any]
+) -> tuple[Asked, tuple[str, ...], str]:
+    """The model with its data, the formats, and the digest by which this very search is known again."""
+    from edgevit.build import code_digest
+    from edgevit.cache import digest_of
+    from edgevit.data import open_data
+    from edgevit.study.file import StudyModel
+    from edgevit.tune.host import Asked
+
+    source = model_source(options)
+    model = StudyModel(source.name, source, options["calib_data"], options["eval_data"], tuple(options["train_data"]), None)
+    boards = tuple({p.name: p for p in profiles.values()}.values())
+    formats = options["model_formats"]
+    sets = [open_data(path, cache).digest for path in (model.eval, model.calib, *model.train) if path is not None]
+    asked = Asked(model, boards, options["batch"], key)
+    names = [[name, p.name] for name, p in profiles.items()]
+    identity = source.fast_digest(cache)
+    digest = digest_of("tune", vars(source), identity, sets, names, formats, options["batch"], list(rest), code_digest())
+    return asked, formats, digest
+
+
+def bundles_of(kept: Any) -> list[str]:
+    """The bundles that earlier runs of this search built."""
+    return sorted({one.candidate.bundle for one in kept.kept() if one.candidate is not None and one.candidate.built})
+
+
+def the_space(
+    kept: Any,
+    host: Host,
+    facts: Mapping[str, Facts],
+    profiles: Mapping[str, Profile],
+    formats: Sequence[str],
+    threads: Sequence[int],
+) -> Space:
+    """What is searched, decided once for a search: a target that is away later changes nothing of it."""
+    from edgevit.tune.space import Space
+
+    known = kept.get("space")
+    if known is not None:
+        lists = {name: tuple(known[name]) for name in ("precisions", "steps", "threads")}
+        return Space(**lists, depth=known["depth"], tokens=known["tokens"])
+    space = make_space(host, facts, profiles, formats, threads)
+    kept.set("space", vars(space))
+    return space
+
+
+def make_space(
+    host: Host,
+    facts: Mapping[str, Facts],
+    profiles: Mapping[str, Profile],
+    formats: Sequence[str],
+    threads: Sequence[int],
+) -> Space:
+    """The precisions that some target's proven runtimes run, the steps that apply, and the thread counts all targets have."""
+    from device_agents.wire import RUNTIMES_OF_FORMAT
+    from edgevit.artifacts import fitting_profiles
+    from edgevit.export import PAIRS
+    from edgevit.tune.space import STEPS, Space
+
+    def runs(format_: str, scheme: str) -> bool:
+        return any(
+            fitting_profiles(format_, scheme, [profiles[name]])
+            and any(r.runtime in RUNTIMES_OF_FORMAT[format_] for r in one.runtimes)
+            for name, one in facts.items()
+        )
+
+    lacking = {"int8-static", "int4-weights", "mixed"} if host.sets.calibration is None else set()
+    reasons = host.survey.known.not_applicable
+    quantizes = ("fp32", "fp16") if "quantize" in reasons else None
+    precisions = tuple(
+        f"{f} {s}"
+        for f in formats
+        for s in PAIRS[f]
+        if runs(f, s) and s not in lacking and (quantizes is None or s in quantizes)
+    )
+    if not any(p.endswith(" fp32") for p in precisions):
+        raise UsageError(
+            f"no target runs a float {' or '.join(formats)} file that others could be held against",
+            hint="edgevit target probe TARGET",
+        )
+    calibrated = () if host.sets.calibration is None else STEPS
+    steps = tuple(s for s in STEPS if s not in reasons and (s == "merge_tokens" or s in calibrated))
+    common = set.intersection(*({t for t in profiles[n].threads.value if t <= one.cpu_count} for n, one in facts.items()))
+    counts = tuple(sorted(set(threads) or common or {1}))
+    return Space(precisions, steps, counts, host.survey.depth, host.survey.tokens)
+
+
+class Road:
+    """The way to the targets, by which every measurement of the house goes. ``code``: the exit code of what did not answer."""
+
+    def __init__(self, store: Store, progress: Progress, key: Path) -> None:
+        self.store, self.progress, self.key = store, progress, key
+        self.host: Host | None = None
+        self.code = 0
+
+    def visit(self, names: Sequence[str]) -> dict[str, Facts]:
+        """The facts of every target that answers and has a runtime, once what an interrupted search left there is home."""
+        from edgevit.bench import bring_home
+        from edgevit.cli.run import require_a_runtime
+
+        def work(session: Session) -> Facts:
+            require_a_runtime(session)
+            for old in bring_home(session.agent, self.store, self.progress, wait=True):
+                say(f"{session.target.name}: brought home {old.run.job.run_id}, measured {old.run.ended_at}")
+            return session.agent.probe()
+
+        done, code = each_target(names, work, sign_key=self.key)
+        self.code = max(self.code, code)
+        return dict(done)
+
+    def measure(self, wanted: Mapping[str, Sequence[Candidate]], plan: RunPlan) -> Measured:
+        """One job a target with all that is wanted of it, interleaved."""
+        from edgevit.tune.search import Measured
+
+        if self.host is None:
+            raise TypeError("the road has no host to pack bundles")
+        bundles = {}
+        for c in {c.recipe.name: c for group in wanted.values() for c in group}.values():
+            bundles[c.recipe.name] = self.host.pack(c, self.host.root / "ship" / c.recipe.name)
+        batch = self.store.new_batch(f"tune {self.host.asked.model.title} on {', '.join(wanted)}: {plan.name}")
+        left_out: dict[tuple[str, str], str] = {}
+
+        def work(session: Session) -> Run:
+            return self._one_job(session, wanted[session.target.name], bundles, plan, batch, left_out)
+
+        done, code = each_target(list(wanted), work, sign_key=self.key)
+        self.code = max(self.code, code)
+        came = dict(done)
+        dead = {name: "it was lost on the way, or refused" for name in wanted if name not in came}
+        return Measured({name: [run] for name, run in came.items()}, dead, left_out)
+
+    def _one_job(
+        self,
+        session: Session,
+        candidates: Sequence[Candidate],
+        bundles: Mapping[str, Any],
+        plan: RunPlan,
+        batch: str,
+        left_out: dict[tuple[str, str], str],
+    ) -> Run:
+        from contextlib import ExitStack
+
+        from edgevit.bench import make_job, measure
+        from edgevit.plans import memory_limit_mb
+        from edgevit.variants import list_variants
+
+        name, facts = session.target.name, session.agent.probe()
+        profile = session.profile(facts)
+        variants: list[Variant] = []
+        for c in candidates:
+            bundle = bundles[c.recipe.name]
+            found = list_variants(bundle.manifest, bundle.digest, facts, profile, threads=(c.threads,))
+            if found.variants:
+                session.agent.install(bundle, self.progress)
+                variants += found.variants[:1]
+            else:
+                left_out[name, c.key] = "; ".join(left.reason for left in found.left_out)
+        limit = None if session.target.is_local else memory_limit_mb(facts)
+        job = make_job(name, batch, plan, list(dict.fromkeys(variants)), memory_limit_mb=limit)
+        with ExitStack() as links:
+            return measure(session.agent, job, self.store, self.progress, self._reconnect(links, session)).run
+
+    def _reconnect(self, links: ExitStack, session: Session) -> Any:
+        def again() -> Agent:
+            return links.enter_context(open_session(session.target, self.key)).agent
+
+        return again
+
+
+def say_front(target: str, candidate: Candidate, figures: Any) -> None:
+    """A new member of the front, as it is found."""
+    from edgevit.report.tune_view import one_line
+    from edgevit.tune.answer import Standing
+
+    say(f"{target}: on the front: {one_line(Standing(candidate, figures, False, ()))}")
+
+
+def finish(search: Search, names: Sequence[str], output: Path | None, as_json: bool) -> int:
+    """Show what was found and keep the winners; 1 where a target has none."""
+    from edgevit.report.tune_view import render_answers
+    from edgevit.tune.answer import answer, to_json
+
+    answers = [answer(search, name) for name in names]
+    kept = {} if output is None else {a.target: keep_winner(search, a, output) for a in answers if a.winner is not None}
+    if as_json:
+        emit_json("tune", {**to_json(search, answers), "kept": {name: str(place) for name, place in kept.items()}})
+    else:
+        out().print(render_answers(answers, search.limits, search.ended))
+        for name, place in kept.items():
+            say(f"{name}: {place}/bundle and {place}/recipe.yaml; next: edgevit deploy {place}/bundle {name}")
+    return int(any(a.winner is None for a in answers if not a.dead))
+
+
+def keep_winner(search: Search, answer: Answer, output: Path) -> Path:
+    """The winner's bundle and its recipe below ``output``; the folder of its target."""
+    from edgevit.outputs import write_whole
+    from edgevit.tune.space import recipe_yaml
+
+    if answer.winner is None:
+        raise TypeError("there is no winner to keep")
+    place = output / answer.target
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place / "bundle", ignore_errors=True)
+    search.host.pack(answer.winner.candidate, place / "bundle")
+    write_whole(place / "recipe.yaml", recipe_yaml(answer.winner.candidate.recipe))
+    return place

@@ -1,0 +1,152 @@
+"""What a search found: one winner a target with its evidence, or the nearest and what it misses. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from edgevit.tune.candidate import Candidate
+from edgevit.tune.figures import Figures
+from edgevit.tune.latency import LatencyTable
+from edgevit.tune.limits import misses, not_known
+from edgevit.tune.search import Search
+from edgevit.tune.space import recipe_yaml
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate on a target: ``confirmed`` where it was measured at length; ``misses`` says what it does not hold, or why no
+    figure of it counts."""
+
+    candidate: Candidate
+    figures: Figures | None
+    confirmed: bool
+    misses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is to be said of one target. ``front`` is fastest first, the baseline behind it where it is not on the front;
+    ``counts``: how many candidates ended in which way there; ``dead``: why the target did not see the search to its end."""
+
+    target: str
+    winner: Standing | None
+    nearest: Standing | None
+    front: tuple[Standing, ...]
+    baseline: Standing
+    table: LatencyTable
+    counts: dict[str, int]
+    dead: str
+
+
+def answer(search: Search, target: str) -> Answer:
+    """The answer on one target."""
+    front = [standing(search, target, c) for c in search.front(target)]
+    found = search.winner(target)
+    winner = None if found is None else standing(search, target, found[0])
+    nearest = None if winner is not None else _nearest(search, target)
+    base = standing(search, target, search.baseline)
+    counts: dict[str, int] = {}
+    for c in search.candidates.values():
+        word = _ended(c, search.figures(target).get(c.key), target)
+        counts[word] = counts.get(word, 0) + 1
+    return Answer(target, winner, nearest, tuple(front), base, search.table(target), counts, search.dead.get(target, ""))
+
+
+def standing(search: Search, target: str, c: Candidate) -> Standing:
+    """One candidate on one target, by its confirmed figures where there are some."""
+    confirmed = search.figures(target, search.confirm_plan).get(c.key)
+    sure = confirmed is not None and confirmed.p50_ms is not None
+    figures = confirmed if sure else search.figures(target).get(c.key)
+    return Standing(c, figures, sure, _misses(search, c, figures, target))
+
+
+def _misses(search: Search, c: Candidate, figures: Figures | None, target: str) -> tuple[str, ...]:
+    if not c.built:
+        return (f"{c.state}: {c.reason}",)
+    reached = c.reached if figures is None else figures.reached(c)
+    found = [m.text for m in misses(reached, search.limits)]
+    if figures is None:
+        return (*found, c.hopeless.get(target, "") or "it was not measured there") if not found else tuple(found)
+    if figures.failure or figures.doubt:
+        found.append(figures.failure or figures.doubt)
+    else:
+        unknown = not_known(reached, search.limits)
+        found += [
+            f"{name} was not measured" + (f": {figures.energy_absent}" if name == "energy_mj" else "") for name in unknown
+        ]
+    return tuple(found)
+
+
+def _nearest(search: Search, target: str) -> Standing | None:
+    """The candidate that misses the limits by the least in sum; of equals the measured, then the fastest."""
+    ranked = []
+    for c in search.candidates.values():
+        if not c.built:
+            continue
+        one = standing(search, target, c)
+        reached = c.reached if one.figures is None else one.figures.reached(c)
+        missed = misses(reached, search.limits)
+        ms = one.figures.p50_ms if one.figures is not None else None
+        ranked.append(((sum(m.share for m in missed), ms is None, ms or 0.0, c.number), one))
+    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+
+
+def _ended(c: Candidate, figures: Figures | None, target: str) -> str:
+    if c.state != "passed":
+        return c.state
+    if figures is None:
+        return "hopeless" if target in c.hopeless else "not measured"
+    if figures.failure:
+        return "failed there"
+    return "measured" if figures.p50_ms is not None else "INVALID"
+
+
+def to_json(search: Search, answers: list[Answer]) -> dict[str, Any]:
+    """Everything a program may want to know."""
+    return {
+        "limits": dataclasses.asdict(search.limits),
+        "ended": search.ended,
+        "spent_seconds": round(search.spent, 1),
+        "candidates": [_candidate_json(c) for _, c in sorted(search.candidates.items())],
+        "targets": [
+            {
+                "target": a.target,
+                "dead": a.dead,
+                "winner": None if a.winner is None else _standing_json(a.winner),
+                "nearest": None if a.nearest is None else _standing_json(a.nearest),
+                "baseline": _standing_json(a.baseline),
+                "front": [_standing_json(s) for s in a.front],
+                "counts": a.counts,
+                "latency_table": _table_json(a.table),
+            }
+            for a in answers
+        ],
+    }
+
+
+def _candidate_json(c: Candidate) -> dict[str, Any]:
+    values = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name != "recipe"}
+    return {**values, "hopeless": dict(c.hopeless), "recipe": c.recipe.name, "recipe_digest": c.recipe.digest}
+
+
+def _standing_json(s: Standing) -> dict[str, Any]:
+    figures = None if s.figures is None else dataclasses.asdict(s.figures)
+    text = recipe_yaml(s.candidate.recipe)
+    return {
+        "candidate": _candidate_json(s.candidate),
+        "confirmed": s.confirmed,
+        "figures": figures,
+        "misses": list(s.misses),
+        "recipe_yaml": text,
+    }
+
+
+def _table_json(table: LatencyTable) -> dict[str, Any]:
+    lines = [
+        {"format": k[0], "scheme": k[1], "threads": k[2], "merges": k[3], "base_ms": v.base, "ms_per_gmac": v.slope * 1e9}
+        | {"measured": v.count}
+        for k, v in sorted(table.lines.items())
+    ]
+    return {"median_error": table.error, "held_out": table.held_out, "lines": lines}

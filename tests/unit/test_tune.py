@@ -1,0 +1,388 @@
+"""Searching without a device or torch: limits, the space, the latency table, and the way of a search on simulated boards."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from edgevit.cli import run_cli
+from edgevit.errors import MissingExtra, UsageError
+from edgevit.plans import PLANS
+from edgevit.progress import Quiet
+from edgevit.recipe import list_recipes, load_recipe
+from edgevit.report.tune_view import render_answers
+from edgevit.tune.answer import answer, to_json
+from edgevit.tune.candidate import Candidate
+from edgevit.tune.latency import FEWEST_HELD_OUT, Timed, learn
+from edgevit.tune.limits import Limits, Reached, misses, not_known, shares, verify_limits, verify_measurable
+from edgevit.tune.search import Effort, Measured, Search
+from edgevit.tune.space import STEPS, Drawn, Space, draw, recipe_of, recipe_yaml, seeds
+from edgevit.tune.trials import Trials
+from tests.support import runs
+
+SCHEMES = ("fp32", "fp16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights", "mixed")
+WHOLE = Space(tuple(f"{f} {s}" for f in ("onnx", "tflite") for s in SCHEMES), STEPS, (1, 2, 4), depth=12, tokens=196)
+SMALL = Space(("onnx fp32", "onnx int8-dynamic"), ("prune", "merge_tokens"), (1,), depth=12, tokens=196)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Limits
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_misses_a_limit_says_by_how_much_and_what_is_unknown_misses_nothing() -> None:
+    limits = Limits(0.5, p90_ms=20.0, size_mb=4.0)
+    found = misses(Reached(loss=1.0, p90_ms=25.0, size_mb=4.0), limits)
+    assert [m.text for m in found] == ["loss 1.00 points, at most 0.5", "p90 25.00 ms, at most 20"]
+    assert [m.share for m in found] == [1.0, 0.25]
+    assert not misses(Reached(), limits) and not_known(Reached(loss=0.0), limits) == ("p90_ms", "size_mb")
+    assert shares(Reached(loss=0.0, size_mb=2.0), limits) == {"loss": -1.0, "size_mb": -0.5}
+    assert misses(Reached(loss=0.15), Limits(0.0))[0].share == pytest.approx(0.3), "a share of no loss at all tells nothing"
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(-0.1), Limits(float("nan")), Limits(1, p90_ms=0), Limits(1, size_mb=-4), Limits(1, memory_mb=float("inf"))],
+)
+def test_limits_that_nothing_can_hold_are_wrong_use(limits: Limits) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        verify_limits(limits)
+
+
+def test_energy_cannot_be_limited_where_nothing_measures_it() -> None:
+    with pytest.raises(UsageError, match="pi4: energy cannot be held"):
+        verify_measurable(Limits(1, energy_mj=5), {"pi4": runs.facts()})
+    verify_measurable(Limits(1, energy_mj=5), {"pi5": runs.facts(sensors=("power:board",))})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--eval", "x", "--max-loss", "-1"],
+        ["--eval", "x", "--max-loss", "1", "--max-size-mb", "0"],
+        ["--max-loss", "1"],
+        ["--eval", "x", "--max-loss", "1", "--budget", "soon"],
+        ["--eval", "x"],
+    ],
+)
+def test_what_cannot_be_searched_for_is_wrong_use_before_any_work(words: list[str], home: Path) -> None:
+    assert run_cli(["tune", "tests.support.models:tiny_vit", "--random-weights", "--target", "local", *words]) == 2
+    assert not (home / "cache").exists(), "work was done"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The space
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_shipped_recipe_of_one_scheme_is_a_seed_and_does_the_same() -> None:
+    found = [recipe_of(one, WHOLE) for one in seeds(WHOLE)]
+    assert (found[0].label, found[0].format, found[0].threads) == ("fp32", "onnx", 4), (
+        "fp32 is what the others are held against"
+    )
+    digests = {d.recipe.digest for d in found}
+    absent = {name for name in list_recipes() if load_recipe(name).digest not in digests}
+    assert absent <= {"student", "variants", "prune-channels"}, "another model, several recipes, no plain Vision Transformer's"
+    assert len({d.key for d in found}) == len(found)
+    trains = [d.recipe.trains for d in found]
+    assert trains == sorted(trains), "what trains comes last"
+
+
+class Dice:
+    """A trial that draws at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self.rng.choice(list(choices))
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None) -> float:
+        return low + (step or 0.0) * self.rng.randint(0, round((high - low) / (step or 1.0)))
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        return self.rng.randint(low, high)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 24), st.integers(4, 1024))
+def test_every_draw_is_a_recipe_that_its_file_says_all_of(seed: int, depth: int, tokens: int) -> None:
+    space = replace(WHOLE, depth=depth, tokens=tokens)
+    one = recipe_of(draw(Dice(seed), space), space)
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(recipe_yaml(one.recipe))
+        file.flush()
+        back = load_recipe(file.name)
+    assert back == one.recipe and back.digest == one.recipe.digest and back.name == one.recipe.name
+    left = tokens
+    for config in (s.config for s in one.recipe.steps if s.kind == "merge_tokens"):
+        for block, merged in sorted((config.merge or {}).items()):
+            assert 0 <= block < depth and merged <= left // 2
+            left -= merged
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The latency table
+# --------------------------------------------------------------------------------------------------------------------
+
+KIND = ("onnx", "int8-dynamic", 1, False)
+
+
+def test_a_table_learns_a_line_and_says_how_wrong_it_is() -> None:
+    table = learn([Timed(KIND, macs, 2.0 + macs / 1e8) for macs in (4e8, 6e8, 9e8, 12e8)])
+    assert table.predict(KIND, 10e8) == pytest.approx(12.0) and table.held_out == 4 and table.error == pytest.approx(0.0)
+    assert table.optimistic(KIND, 10e8) == pytest.approx(10.8), "nothing is trusted closer than a tenth"
+    assert table.predict(("onnx", "fp32", 1, False), 10e8) is None
+    one = learn([Timed(KIND, 1e9, 10.0)])
+    assert one.predict(KIND, 5e8) == pytest.approx(5.0) and one.error is None and one.optimistic(KIND, 5e8) is None
+
+
+@given(st.lists(st.tuples(st.floats(1e6, 1e10), st.floats(0.1, 1e3)), min_size=1, max_size=12), st.floats(1e6, 1e10))
+def test_no_prediction_is_negative_and_none_is_made_closer_than_its_error(
+    points: list[tuple[float, float]], macs: float
+) -> None:
+    table = learn([Timed(KIND, x, ms) for x, ms in points])
+    predicted = table.predict(KIND, macs)
+    assert predicted is not None and predicted >= 0
+    least = table.optimistic(KIND, macs)
+    assert (least is None) == (table.held_out < FEWEST_HELD_OUT)
+    assert least is None or 0 <= least <= predicted * 0.9 + 1e-9
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A search on simulated boards
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Host and boards in one, by formulas: MACs fall with pruning and merging, loss rises; int8 runs at twice the speed."""
+
+    def __init__(self, limits: Limits, dies_after: int | None = None, invalid: bool = False, killed_after: int = 99) -> None:
+        self.limits, self.dies_after, self.invalid, self.killed_after = limits, dies_after, invalid, killed_after
+        self.built: list[str] = []
+        self.measured: list[tuple[str, str, str]] = []
+        self.jobs = 0
+
+    # What edgevit.tune.host.Host has.
+
+    def baseline(self, number: int, drawn: Drawn) -> Candidate:
+        return replace(self.made(number, drawn), state="passed", reason="")
+
+    def evaluate(self, drawn: Sequence[tuple[int, Drawn]], seconds_left: float) -> list[Candidate]:
+        return [self.made(number, one) for number, one in drawn]
+
+    def made(self, number: int, drawn: Drawn) -> Candidate:
+        self.built.append(drawn.key)
+        cut = {s.kind: getattr(s.config, "ratio", None) or 0.2 for s in drawn.recipe.steps[:-1]}
+        if cut.get("prune", 0) > 0.38:
+            return Candidate(number, drawn.recipe, drawn.format, drawn.threads, drawn.label, "failed", "it would not export")
+        left = (1 - cut.get("prune", 0)) * (1 - cut.get("merge_tokens", 0))
+        loss = 12 * cut.get("prune", 0) ** 2 + 3 * cut.get("merge_tokens", 0) ** 2 + 0.1 * (drawn.scheme != "fp32")
+        size = 20.0 * (1 - cut.get("prune", 0)) / (4 if drawn.scheme != "fp32" else 1)
+        c = Candidate(
+            number, drawn.recipe, drawn.format, drawn.threads, drawn.label, "passed", bundle=runs.sha(drawn.recipe.name),
+            artifact=runs.sha(drawn.label), macs=round(1e9 * left), size_mb=size, loss=loss, images=1000, top1=0.8,
+        )  # fmt: skip
+        missed = misses(c.reached, self.limits)
+        return replace(c, state="misses", reason=missed[0].text) if missed else c
+
+    # What edgevit.tune.search.Boards has.
+
+    def measure(self, wanted: Mapping[str, Sequence[Candidate]], plan: Any) -> Measured:
+        self.jobs += 1
+        if self.jobs > self.killed_after:
+            raise KeyboardInterrupt
+        came: dict[str, list[Any]] = {}
+        dead = {}
+        for target, group in wanted.items():
+            if target == "weak" and self.dies_after is not None and self.jobs > self.dies_after:
+                dead[target] = "it was lost on the way"
+                continue
+            measurements = []
+            for c in group:
+                self.measured.append((target, plan.name, c.key))
+                ms = (1.0 + 20 * c.macs / 1e9) / (2 if c.scheme != "fp32" else 1) * (3 if target == "weak" else 1)
+                foreign = {"foreign_cpu": 6.0} if self.invalid else {}
+                rng = random.Random(c.key)
+                one = runs.measurement(c.label[:20], p50_ms=ms, samples=80, processes=2, scheme=c.scheme, accuracy=None)
+                series = tuple(runs.series(p, ms, 80, rng, **foreign) for p in range(2))
+                variant = dataclasses.replace(
+                    one.variant, bundle=c.bundle, artifact=f"{c.format}-{c.scheme}", threads=c.threads
+                )
+                measurements.append(dataclasses.replace(one, variant=variant, series=series))
+            made = runs.run(target, f"b{self.jobs}", measurements=tuple(measurements))
+            came[target] = [dataclasses.replace(made, job=dataclasses.replace(made.job, plan=plan))]
+        return Measured(came, dead, {})
+
+
+LIMITS = Limits(0.5)
+
+
+def search(folder: Path, bench: Bench, trials: int = 24, targets: tuple[str, ...] = ("strong",), **more: Any) -> Search:
+    kept = Trials(folder, seed=1)
+    effort = Effort(more.pop("seconds", 600.0), trials)
+    return Search(SMALL, bench.limits, effort, targets, kept, bench, bench, Quiet(), PLANS["quick"], **more)  # type: ignore[arg-type]
+
+
+def test_a_search_finds_what_is_fastest_within_the_limits_and_confirms_it(tmp_path: Path) -> None:
+    bench = Bench(LIMITS)
+    one = search(tmp_path, bench)
+    one.go()
+    won = one.winner("strong")
+    assert won is not None
+    c, figures = won
+    assert c.scheme == "int8-dynamic" and c.loss <= 0.5 and figures.ratio is not None and figures.ratio < 0.45
+    assert ("strong", "quick", c.key) in bench.measured, "it was not confirmed"
+    fit = [o for o in one.candidates.values() if o.state == "passed"]
+    assert c.macs <= min(o.macs for o in fit if o.scheme == "int8-dynamic") * 1.02, "a faster one that fits was passed over"
+    assert not {c.key for c in one.candidates.values() if c.state == "misses"} & {key for _, _, key in bench.measured}
+    front = one.front("strong")
+    assert all(a.loss > b.loss or a.size_mb > b.size_mb for a, b in pairwise(front)), "one beats another"
+    one.trials.close()
+
+
+def test_what_cannot_be_fast_enough_any_more_never_goes_to_a_board(tmp_path: Path) -> None:
+    bench = Bench(LIMITS)
+    one = search(tmp_path, bench, trials=40)
+    one.go()
+    dropped = [c for c in one.candidates.values() if "strong" in c.hopeless]
+    assert dropped and all("predicted" in c.hopeless["strong"] for c in dropped)
+    assert not {c.key for c in dropped} & {key for _, _, key in bench.measured}
+    table = one.table("strong")
+    assert table.error is not None and table.error < 0.05 and table.held_out >= 3
+    one.trials.close()
+
+
+def test_a_search_that_is_done_builds_and_measures_nothing_more(tmp_path: Path) -> None:
+    first = search(tmp_path, Bench(LIMITS))
+    first.go()
+    first.trials.close()
+    bench = Bench(LIMITS)
+    again = search(tmp_path, bench, runs=first.runs)
+    again.go()
+    assert bench.measured == [] and len(bench.built) == 1, "only the baseline is looked at, which the cache has"
+    assert again.winner("strong") == first.winner("strong")
+    again.trials.close()
+    more = search(tmp_path, bench := Bench(LIMITS), trials=28, runs=first.runs)
+    more.go()
+    assert len(more.candidates) == 28 and len(bench.built) == 5, "a greater effort goes on where the smaller one ended"
+    more.trials.close()
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+def test_whatever_kills_a_search_it_goes_on_and_nothing_is_measured_twice(tmp_path: Path, after: int) -> None:
+    whole = search(tmp_path / "whole", Bench(LIMITS))
+    whole.go()
+    whole.trials.close()
+    killed = search(tmp_path / "killed", first := Bench(LIMITS, killed_after=after))
+    with pytest.raises(KeyboardInterrupt):
+        killed.go()
+    killed.trials.close()
+    resumed = search(tmp_path / "killed", second := Bench(LIMITS), runs=killed.runs)
+    resumed.go()
+    assert [c.key for c in resumed.candidates.values()] == [c.key for c in whole.candidates.values()], "it drew something else"
+    won, expected = resumed.winner("strong"), whole.winner("strong")
+    assert won is not None and expected is not None and won[0].key == expected[0].key
+    best = {c.key for c in resumed.front("strong")} | {resumed.baseline.key}
+    twice = (set(first.measured) & set(second.measured)) - {m for m in first.measured if m[2] in best}
+    assert not {m for m in twice if m[1] == "quick"}
+    ranked = {c.key for c in resumed.ranked("strong")[:1]}
+    assert len(twice) <= 1 + len(ranked), "only what later candidates are compared with is measured again"
+    resumed.trials.close()
+
+
+def test_a_target_that_dies_leaves_the_others_their_search(tmp_path: Path) -> None:
+    bench = Bench(LIMITS, dies_after=1)
+    one = search(tmp_path, bench, targets=("strong", "weak"))
+    one.go()
+    assert one.dead == {"weak": "it was lost on the way"} and one.winner("strong") is not None and len(one.candidates) == 24
+    one.trials.close()
+    back = search(tmp_path, bench := Bench(LIMITS), targets=("strong", "weak"), runs=one.runs)
+    back.go()
+    assert {target for target, _, _ in bench.measured} == {"weak"}, "what it missed is made up for, and nothing else"
+    assert back.winner("weak") is not None
+    back.trials.close()
+
+
+def test_where_nothing_meets_the_limits_the_nearest_is_named_with_what_it_misses(tmp_path: Path) -> None:
+    one = search(tmp_path, Bench(Limits(0.5, size_mb=3.0)), trials=12)
+    one.go()
+    found = answer(one, "strong")
+    assert found.winner is None and found.nearest is not None
+    assert any(text.startswith(("size", "loss")) for text in found.nearest.misses)
+    shown = printed(render_answers([found], one.limits, one.ended))
+    assert "nothing meets the limits" in shown and "it misses:" in shown
+    assert to_json(one, [found])["targets"][0]["winner"] is None
+    one.trials.close()
+
+
+def test_invalid_figures_count_only_anyway_and_are_not_measured_for_ever(tmp_path: Path) -> None:
+    bench = Bench(LIMITS, invalid=True)
+    one = search(tmp_path / "a", bench, trials=6)
+    one.go()
+    found = answer(one, "strong")
+    assert found.winner is None and max(bench.measured.count(m) for m in bench.measured if m[2] != one.baseline.key) == 2
+    assert found.nearest is not None and any("INVALID" in text for text in found.nearest.misses)
+    one.trials.close()
+    anyway = search(tmp_path / "b", Bench(LIMITS, invalid=True), trials=6, anyway=True)
+    anyway.go()
+    assert anyway.winner("strong") is not None
+    anyway.trials.close()
+
+
+def test_a_spent_budget_ends_a_search(tmp_path: Path) -> None:
+    one = search(tmp_path, Bench(LIMITS), seconds=1e-9)
+    one.go()
+    assert len(one.candidates) == 1 and "spent" in one.ended, "the baseline alone"
+    one.trials.close()
+
+
+def test_the_answer_fits_100_columns(tmp_path: Path) -> None:
+    one = search(tmp_path, Bench(LIMITS), targets=("strong", "weak"))
+    one.go()
+    found = [answer(one, t) for t in one.targets]
+    shown = printed(render_answers(found, one.limits, one.ended))
+    assert max(len(line) for line in shown.splitlines()) <= 100
+    assert "★" in shown and "median error" in shown and "evidence: runs" in shown and "p90" in shown
+    one.trials.close()
+
+
+def test_two_of_the_same_search_do_not_run_at_once(tmp_path: Path) -> None:
+    with Trials(tmp_path, 0), pytest.raises(UsageError, match="running already"):
+        Trials(tmp_path, 0)
+
+
+def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtra, match="tune"):
+        Trials(tmp_path, 0)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from edgevit.engines import open_engine
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match="ray"), open_engine("ray", 1):
+        pass
+
+
+def printed(what: Any) -> str:
+    text = io.StringIO()
+    Console(width=100, file=text, highlight=False).print(what)
+    return text.getvalue()
