@@ -24,6 +24,12 @@ class Start:
     agent_sha256: str
     root: Path
     arguments: Tuple[str, ...]
+    operator: str = ""
+
+    def option(self, name: str) -> str:
+        """The word after an option, empty where it was not given."""
+        words = self.arguments[self.arguments.index(name) + 1 :] if name in self.arguments else ()
+        return words[0] if words else ""
 
 
 def _probe(start: Start, store: Any, console: Any) -> Any:
@@ -55,7 +61,19 @@ def _activate(start: Start, store: Any, console: Any) -> Any:
 def _rollback(start: Start, store: Any, console: Any) -> Any:
     from device_agents.activate import rollback
 
-    return rollback(store, console, start.agent_sha256)
+    return rollback(store, console, start.agent_sha256, start.option("--undo"))
+
+
+def _operator_take(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.operator_lock import take
+
+    return take(store, console)
+
+
+def _operator_release(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.operator_lock import release
+
+    return release(store, start.operator)
 
 
 def _active(start: Start, store: Any, console: Any) -> Any:
@@ -80,6 +98,12 @@ def _gc(start: Start, store: Any, console: Any) -> Any:
     from device_agents.activate import collect_garbage
 
     return collect_garbage(store, console)
+
+
+def _foresee(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.activate import foresee_garbage
+
+    return foresee_garbage(store, start.option("--activating"))
 
 
 def _submit(start: Start, store: Any, console: Any) -> Any:
@@ -204,10 +228,13 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
     "install": _install,
     "activate": _activate,
     "rollback": _rollback,
+    "operator-take": _operator_take,
+    "operator-release": _operator_release,
     "active": _active,
     "allow": _allow,
     "signers": _signers,
     "gc": _gc,
+    "foresee-gc": _foresee,
     "submit": _submit,
     "serve": _serve,
     "follow": _follow,
@@ -225,12 +252,32 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
 }
 
 
+CHANGING = ("install", "activate", "rollback", "gc", "provision", "unprovision")
+"""Commands that look at the operators' lock; a test holds them against :mod:`device_agents.operator_lock`, which the others
+need not import."""
+
+
+def _run(command: Callable[[Start, Any, Any], Any], name: str, start: Start, store: Any, console: Any) -> Any:
+    if name not in CHANGING or (not start.operator and not store.operator_path.exists()):
+        return command(start, store, console)
+    from device_agents.operator_lock import permitted
+
+    with permitted(store, name, start.operator):
+        return command(start, store, console)
+
+
 def main(argv: List[str]) -> int:
-    """Run one command. ``argv`` is (SHA-256 of this agent, root, command, arguments…)."""
+    """Run one command. ``argv`` is (SHA-256 of this agent, root, command, arguments…); ``--operator TOKEN`` among the arguments
+    says whose lock it works under."""
     if len(argv) < 3:
         sys.stderr.write("expected: agent-sha256 root command [arguments]\n")
         return EXIT_USAGE
-    start = Start(argv[0], Path(argv[1]).expanduser(), tuple(argv[3:]))
+    arguments, operator = list(argv[3:]), ""
+    if "--operator" in arguments[:-1]:
+        at = arguments.index("--operator")
+        operator = arguments[at + 1]
+        del arguments[at : at + 2]
+    start = Start(argv[0], Path(argv[1]).expanduser(), tuple(arguments), operator)
     if argv[2] == "worker":
         from device_agents.worker import serve_request
 
@@ -253,7 +300,7 @@ def main(argv: List[str]) -> int:
                 raise Refused(
                     "bad-request", "the agent has no command {!r}; it has {}".format(argv[2][:80], ", ".join(COMMANDS))
                 )
-            value = command(start, Store(start.root), console)
+            value = _run(command, argv[2], start, Store(start.root), console)
             if value is not None:  # a command that wrote its own last line returns None
                 console.emit({"type": "result", "value": value})
         except Refused as e:

@@ -18,7 +18,7 @@ from device_agents.errors import Refused
 from device_agents.install import artifact_of, verify_installed
 from device_agents.intake import locked_blobs
 from device_agents.servers import agent_argv
-from device_agents.sshsig import parse_signer_line
+from device_agents.sshsig import fingerprint_of_signer, parse_signer_line
 from device_agents.store import Store
 from device_agents.supervise import run_worker, runtime_python
 from device_agents.verify import check_version, parse_manifest
@@ -126,22 +126,34 @@ def rollback(store: Store, console: Console, agent_sha256: str, undo: str = "") 
 
 
 def allow(store: Store, console: Console) -> Dict[str, Any]:
-    """Add lines to ``allowed_signers``, or replace it. Nothing is written when one line is wrong."""
+    """Add lines to ``allowed_signers``, or replace it, and take keys out of it by fingerprint. Nothing is written when one line
+    is wrong. What is active stays active: only what is installed or activated from now on is refused."""
     request = console.read_json("allow")
-    if not isinstance(request, dict) or not set(request) <= {"lines", "replace"} or not isinstance(request.get("lines"), list):
-        raise Refused("bad-request", 'allow: expected {"lines": […], "replace": true or false}')
-    if not isinstance(request.get("replace", False), bool):
-        raise Refused("bad-request", "allow: replace is neither true nor false")
+    keys = {"lines", "replace", "revoke"}
+    if not isinstance(request, dict) or not set(request) <= keys or not isinstance(request.get("lines"), list):
+        raise Refused("bad-request", 'allow: expected {"lines": […], "replace": true or false, "revoke": […]}')
+    if not isinstance(request.get("replace", False), bool) or not isinstance(request.get("revoke", []), list):
+        raise Refused("bad-request", "allow: replace is neither true nor false, or revoke is no list")
     new = [parse_signer_line(str(line)) for line in request["lines"]]
+    revoked = {str(fingerprint) for fingerprint in request.get("revoke", [])}
     store.create()
-    kept = [] if request.get("replace", False) else read_signers(store)
+    before = read_signers(store)
+    kept = [] if request.get("replace", False) else before
     added = [line for line in dict.fromkeys(new) if line not in kept]
-    lines = kept + added
+    lines = [line for line in kept + added if not _is_of(line, revoked)]
     if len(lines) > MAX_SIGNERS:
         raise Refused("bad-request", "allow: {:,} signers, at most {:,}".format(len(lines), MAX_SIGNERS))
-    if added or request.get("replace", False):
+    if lines != before:
         store.write(store.signers_path, "".join(line + "\n" for line in lines).encode("utf-8"))
-    return {"signers": len(lines), "added": len(added)}
+    return {"signers": len(lines), "added": len(added), "removed": sum(line not in lines for line in before)}
+
+
+def _is_of(line: str, fingerprints: "Set[str]") -> bool:
+    if not fingerprints:
+        return False
+    with contextlib.suppress(Refused):  # a line that a person wrote wrongly allows nobody
+        return fingerprint_of_signer(line) in fingerprints
+    return False
 
 
 def read_signers(store: Store) -> "list[str]":

@@ -104,6 +104,11 @@ class Root:
         return self.root / "tuned.json"
 
     @property
+    def operator_path(self) -> Path:
+        """Who alone may change what is installed and active now: see :mod:`device_agents.operator_lock`."""
+        return self.root / "operator.json"
+
+    @property
     def log_path(self) -> Path:
         return self.root / "log" / "serve.log"
 

@@ -40,10 +40,10 @@ JOB_SCHEMA = "edgevit.job/1"
 RUN_SCHEMA = "edgevit.run/1"
 SIGNATURE_NAMESPACE = "edgevit-bundle"
 
-FORMATS = ("onnx", "tflite")
+FORMATS = ("onnx", "tflite", "ort")
 SCHEMES = ("fp32", "fp16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights", "mixed")
 RUNTIMES = ("onnxruntime", "litert", "tflite-runtime")
-RUNTIMES_OF_FORMAT = {"onnx": ("onnxruntime",), "tflite": ("litert", "tflite-runtime")}
+RUNTIMES_OF_FORMAT = {"onnx": ("onnxruntime",), "tflite": ("litert", "tflite-runtime"), "ort": ("onnxruntime",)}
 
 # --------------------------------------------------------------------------------------------------------------------
 # Messages: an agent command prints one JSON object a line; the last is "result" or "refusal"
@@ -448,7 +448,8 @@ class Facts:
     """What one box has today. Whatever could not be read is None and ``absent`` holds the reason under its name.
 
     ``soabi`` names what extension modules its Python loads (``cpython-311-arm-linux-gnueabihf``): a 64-bit kernel may well run
-    a 32-bit Python, and ``machine`` is the kernel's."""
+    a 32-bit Python, and ``machine`` is the kernel's. ``active_refused``: why what is active would not be taken today (its
+    signer was revoked, say); empty where it would, or where nothing is active."""
 
     schema: str = text(choices=(FACTS_SCHEMA,))
     agent_version: int = number(1, 10**6)
@@ -481,6 +482,7 @@ class Facts:
     soabi: Optional[str] = text(max_len=120, default=None)
     environment: Optional[Environment] = None
     previous: Optional[Active] = None
+    active_refused: str = text(max_len=400, default="")
 
 
 TOKEN_PATTERN = r"[A-Za-z0-9.-]{8,160}"

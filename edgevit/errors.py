@@ -15,6 +15,7 @@
     ├── BundleError                  a bundle that is damaged, unsigned, or signed by a stranger           exit 1
     ├── StoreError                   the results database                                                  exit 1
     ├── NoChoice                     measurements that leave no variant to choose                          exit 1
+    ├── GateFailed                   a new version that a roll-out's gate did not let stay                 exit 1
     └── DeviceError                  a device was unreachable or refused                                   exit 3
         ├── Unreachable              no route, no answer in time, name not found
         ├── HostKeyError             unknown, changed or revoked host key
@@ -100,6 +101,10 @@ class StoreError(EdgevitError):
 
 class NoChoice(EdgevitError):
     """What was measured leaves no variant to choose."""
+
+
+class GateFailed(EdgevitError):
+    """A gate of a roll-out did not hold, or could not be judged."""
 
 
 class DeviceError(EdgevitError):

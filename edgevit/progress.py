@@ -26,3 +26,21 @@ class Quiet:
 
     def finish(self, key: str, text: str = "") -> None:
         """Say nothing."""
+
+
+class OneLine:
+    """All that is done to one device under a single ``key``: of work within work the latest stage is shown, in its place."""
+
+    def __init__(self, progress: Progress, key: str) -> None:
+        self._progress, self._key = progress, key
+
+    def start(self, key: str, text: str, total: float | None = None, unit: str = "") -> None:
+        """The next stage takes the line over."""
+        self._progress.start(self._key, text, total, unit)
+
+    def advance(self, key: str, done: float, text: str = "") -> None:
+        """How far the stage is."""
+        self._progress.advance(self._key, done, text)
+
+    def finish(self, key: str, text: str = "") -> None:
+        """The line stays: whoever began it says when the device is done."""

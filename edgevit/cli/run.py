@@ -13,7 +13,6 @@ from edgevit.cli.bench import Wanted, bench_bundles, require_valid_option, threa
 from edgevit.cli.build import build_all, choose_profiles
 from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import json_option, say
-from edgevit.cli.deploy import deploy_bundle
 from edgevit.cli.model_options import FILE, build_options, build_requests, model_options, model_source
 from edgevit.cli.plan_options import plan_options
 from edgevit.cli.selection import gate_options
@@ -22,6 +21,7 @@ from edgevit.select import POLICIES, Gates
 
 if TYPE_CHECKING:
     from device_agents.wire import RunPlan
+    from edgevit.bundle import Bundle
 
 
 @click.command()
@@ -81,10 +81,30 @@ def run(
             wanted, names, gates, sign_key=options["sign_key"], require_valid=require_valid, wide=wide, as_json=as_json
         )
         if not code and len(bundles) == 1 and (policy or len(requests[0].recipe.schemes) == 1):
-            deployed, code = deploy_bundle(bundles[0], names, policy, gates)
-            for value in deployed:
-                say(value["text"])
+            code = _activate(bundles[0], names, policy, gates)
         return unready or code
+
+
+def _activate(bundle: Bundle, names: Sequence[str], policy: str | None, gates: Gates) -> int:
+    from contextlib import ExitStack
+
+    from edgevit.cli.connect import select_targets, show_failures
+    from edgevit.cli.deploy import ship_all
+    from edgevit.cli.ship import Order
+    from edgevit.fleet.operator import this_operator
+    from edgevit.fleet.retry import RETRIES
+    from edgevit.results.store import open_store
+
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store()) if policy else None
+        operator = this_operator(f"run {bundle.manifest.name} v{bundle.manifest.version}")
+        order = Order(bundle, operator, wanted=policy, gates=gates, store=store, retries=RETRIES)
+        done, failed = ship_all(order, select_targets(names))
+    for _, one in done:
+        say(one.outcome.text())
+        if one.choice is not None:
+            say(f"  {one.choice.policy}: {one.choice.reason}, by run {', '.join(one.choice.runs)}")
+    return show_failures(failed)
 
 
 def require_a_runtime(session: Session) -> None:

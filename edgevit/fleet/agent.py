@@ -273,6 +273,12 @@ class Agent:
         """Let the keys in these allowed_signers lines sign for the device; returns how many may now."""
         return self._field(self._call("allow", payload={"lines": list(lines), "replace": replace}), "signers", int)
 
+    def revoke(self, fingerprints: Sequence[str]) -> tuple[int, int]:
+        """Take the keys with these fingerprints (``SHA256:…``) out of the device's allowed signers: (how many lines went, how
+        many are left)."""
+        value = self._call("allow", payload={"lines": [], "replace": False, "revoke": list(fingerprints)})
+        return self._field(value, "removed", int), self._field(value, "signers", int)
+
     def signers(self) -> tuple[str, ...]:
         """The device's allowed_signers lines."""
         return tuple(str(line) for line in self._field(self._call("signers"), "lines", list))

@@ -48,6 +48,7 @@ MAX_RANGE = 4096
 HOPS_FORM = r"^[^\s,-][^\s,]*(,[^\s,-][^\s,]*)*$"
 # One program, no arguments and no control characters; `~` in a root is the login's home on the device.
 PROGRAM_FORM = r"^[^\s\x00-\x1f-][^\x00-\x1f]{0,399}$"
+PIN_FORM = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}@[1-9][0-9]{0,18}$"
 ROOT_FORM = r"^[~/][^\x00-\x1f]{0,399}$"
 
 
@@ -63,11 +64,12 @@ class _Entry(BaseModel):
     python: str = Field(default="python3", pattern=PROGRAM_FORM)
     root: str = Field(default="~/.edgevit", pattern=ROOT_FORM)
     jump: str | None = Field(default=None, pattern=HOPS_FORM, max_length=400)
+    pin: str | None = Field(default=None, pattern=PIN_FORM)
 
 
 class Target(_Entry):
     """One real box. ``python`` and ``root`` are what they are called there; ``jump``
-    lists hops as ``ssh -J`` takes them."""
+    lists hops as ``ssh -J`` takes them; ``pin`` names the bundle that it stays with, as ``vit-int8@7``."""
 
     name: str = Field(pattern=NAME_FORM)
 
@@ -90,6 +92,7 @@ class _Shared(BaseModel):
     python: str | None = Field(default=None, pattern=PROGRAM_FORM)
     root: str | None = Field(default=None, pattern=ROOT_FORM)
     jump: str | None = Field(default=None, pattern=HOPS_FORM, max_length=400)
+    pin: str | None = Field(default=None, pattern=PIN_FORM)
 
 
 class _Written(_Shared):

@@ -25,7 +25,7 @@ class _Piece:
     text: str
     total: float | None
     unit: str
-    started: float
+    began: float
     task: TaskID | None = None
     done: float = 0.0
     said: float = field(default=0.0)
@@ -84,8 +84,9 @@ class RichProgress:
         """Begin a piece of work, or the next stage of the one that has this key."""
         with self._lock:
             before = self._pieces.get(key)
-            piece = _Piece(text, total, unit, time.monotonic(), before.task if before else None)
-            piece.said = piece.started
+            now = time.monotonic()
+            piece = _Piece(text, total, unit, before.began if before else now, before.task if before else None)
+            piece.said = now
             self._pieces[key] = piece
             if self._bars is None:
                 self._line(text)
@@ -118,7 +119,7 @@ class RichProgress:
             piece = self._pieces.pop(key, None)
             if piece is None:
                 return
-            took = time.monotonic() - piece.started
+            took = time.monotonic() - piece.began
             if self._bars is not None and piece.task is not None:
                 self._bars.remove_task(piece.task)
                 self._bars.console.print(Text(f"{text or piece.text} ({took:.1f} s)", style="dim"))

@@ -19,6 +19,7 @@ from pathlib import Path
 from edgevit import signing
 from edgevit.fleet.connect import connect
 from edgevit.fleet.inventory import local_target
+from edgevit.fleet.operator import holding, this_operator
 from edgevit.results.store import Store
 from edgevit.transport.prompts import NoPrompts
 from tests.support.agent_bundle import Signer, make_bundle
@@ -144,7 +145,7 @@ class Trials:
 
     def check_active(self) -> None:
         """Activating what is active makes the device verify signature and every digest once more."""
-        with connect(local_target(), NoPrompts()) as agent:
+        with connect(local_target(), NoPrompts()) as agent, holding(agent, this_operator("kill trials")):
             active = agent.probe(quick=True).active
             if active is None:
                 self.problem("no bundle is active any more")
