@@ -89,7 +89,8 @@ def test_what_the_device_may_ask_for(tmp_path: Path, entry: dict[str, Any], rang
         {}, {"offset": -1}, {"offset": 101}, {"offset": True}, {"offset": 1.0}, {"offset": "0"}, {"offset": 0, "ranges": []},
         {"ranges": [[0, 101]]}, {"ranges": [[100, 1]]}, {"ranges": [[0, 0]]}, {"ranges": [[-1, 2]]},
         {"ranges": [[5, 5], [0, 5]]}, {"ranges": [[0, 10], [9, 1]]}, {"ranges": [[0, 10], [0, 10]]},
-        {"ranges": [[0]]}, {"ranges": [0]}, {"ranges": [[0, True]]}, {"ranges": [["0", 1]]}, {"ranges": {"0": 1}}, {"ranges": [[0, 2**70]]},
+        {"ranges": [[0]]}, {"ranges": [0]}, {"ranges": [[0, True]]}, {"ranges": [["0", 1]]}, {"ranges": {"0": 1}},
+        {"ranges": [[0, 2**70]]},
     ],
 )  # fmt: skip
 def test_a_device_cannot_ask_for_anything_else(tmp_path: Path, entry: dict[str, Any]) -> None:
