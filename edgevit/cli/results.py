@@ -10,6 +10,7 @@ import click
 
 from edgevit.cli.console import emit_json, json_option, out, say
 from edgevit.cli.model_options import FILE
+from edgevit.cli.results_compare import compare, history
 from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -179,3 +180,7 @@ def _batch_id(store: Store, wanted: str | None) -> str:
     if wanted not in known:
         raise UnknownName("batch", wanted, known, hint="edgevit results list")
     return wanted
+
+
+results.add_command(compare)
+results.add_command(history)
