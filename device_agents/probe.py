@@ -15,7 +15,7 @@ from device_agents.boards.files import read_text
 from device_agents.clock import utc_now
 from device_agents.environment import read_environment
 from device_agents.errors import Refused, printable
-from device_agents.install import find_installed
+from device_agents.install import find_installed, verify_bundle
 from device_agents.store import Store
 from device_agents.supervise import Message, list_packages, prove_runtimes, root_of_boards, runtime_python
 
@@ -78,8 +78,20 @@ def collect_facts(store: Store, agent_sha256: str, quick: bool, alive: Callable[
         soabi=_text(read_soabi()),
         environment=environment,
         previous=previous,
+        active_refused=_refusal_of(store, active),
     )
     return _with_reasons(facts, absent, board.absent(), keygen_absent)
+
+
+def _refusal_of(store: Store, active: Optional[wire.Active]) -> str:
+    """Why the device would refuse what is active, were it offered today; it is not deactivated for that."""
+    if active is None:
+        return ""
+    try:
+        verify_bundle(store, *store.bundle_bytes(active.variant.bundle))
+    except Refused as e:
+        return printable("{}: {}".format(e.code, e))[:400]
+    return ""
 
 
 _REASONS = {

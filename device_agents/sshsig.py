@@ -41,7 +41,7 @@ class SshSignature:
     @property
     def fingerprint(self) -> str:
         """The signing key's, as ``ssh-keygen -l`` prints it."""
-        return "SHA256:" + base64.b64encode(hashlib.sha256(self.public_key).digest()).decode("ascii").rstrip("=")
+        return _fingerprint(self.public_key)
 
 
 def parse_signature(data: bytes) -> SshSignature:
@@ -196,15 +196,30 @@ def parse_signer_line(line: str) -> str:
 
     Returns the line without outer white space. Raises ``bad-request``.
     """
+    _key_of_line(line)
+    return line.strip()
+
+
+def fingerprint_of_signer(line: str) -> str:
+    """``SHA256:…`` of the key in a line of an ``allowed_signers`` file. Raises ``bad-request``."""
+    return _fingerprint(_key_of_line(line))
+
+
+def _fingerprint(public_key: bytes) -> str:
+    return "SHA256:" + base64.b64encode(hashlib.sha256(public_key).digest()).decode("ascii").rstrip("=")
+
+
+def _key_of_line(line: str) -> bytes:
     line = line.strip()
     if not line or len(line) > 20_000 or any(ord(c) < 32 for c in line):
         raise Refused("bad-request", "{!r} is not a line of an allowed_signers file".format(line[:80]))
     words = line.split()
     for at in range(1, len(words) - 1):
         try:
-            kind, _ = _take(base64.b64decode(words[at + 1], validate=True), "key type")
+            key = base64.b64decode(words[at + 1], validate=True)
+            kind, _ = _take(key, "key type")
         except (binascii.Error, ValueError, Refused):
             continue
         if kind == words[at].encode():
-            return line
+            return key
     raise Refused("bad-request", "{!r} holds no public key; expected: principal key-type base64-key".format(line[:80]))

@@ -82,6 +82,25 @@ def allowed_signers_line(principal: str, public: str) -> str:
     return f'{principal} namespaces="{wire.SIGNATURE_NAMESPACE}" {kind} {text}'
 
 
+def read_signers(path: Path) -> list[str]:
+    """The lines of an allowed_signers file. UsageError naming the first that holds no key, or where there is none."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path} cannot be read: {e}", hint=f"ls -l {path}") from e
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        try:
+            found.append(sshsig.parse_signer_line(line))
+        except Refused as e:
+            raise UsageError(f"{path}:{number}: {e}", hint="edgevit key show prints such a line") from e
+    if not found:
+        raise UsageError(f"{path} names no signer", hint="edgevit key show prints a line for it")
+    return found
+
+
 def sign(data: bytes, key: Path) -> bytes:
     """The detached signature of ``data`` for the namespace ``edgevit-bundle``, in the one spelling that devices accept.
 

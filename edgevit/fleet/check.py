@@ -247,6 +247,7 @@ def judge(target: Target, seen: Seen, host_agent: str) -> tuple[Finding, ...]:
     found = [
         *_judge_board(target, seen.facts),
         *_judge_readiness(target.name, seen.facts, seen.proved),
+        *_judge_active(target.name, seen.facts),
         *_judge_clock(target.name, seen.clock),
         *_judge_daemon(target.name, seen.daemon, host_agent),
         *_judge_waiting(target.name, seen.daemon),
@@ -283,6 +284,17 @@ def _judge_readiness(name: str, facts: Facts, proved: bool) -> list[Finding]:
     if facts.disk_free_mb < LOW_DISK_MB:
         found.append(Finding("warning", f"{facts.disk_free_mb:,} MB are free on its disk", f"ssh to {name}, then df -h"))
     return found
+
+
+def _judge_active(name: str, facts: Facts) -> list[Finding]:
+    """What is active stays active whatever happens to its signer; that it would not be taken today is said."""
+    if facts.active is None or not facts.active_refused:
+        return []
+    what = f"{facts.active.bundle_name} version {facts.active.bundle_version} is active"
+    if facts.active_refused.startswith("unknown-signer"):
+        message = f"{what}, signed by a key that may not sign for it any more; it stays until another is deployed"
+        return [Finding("warning", message, f"edgevit deploy BUNDLE {name} with a bundle of an allowed signer")]
+    return [Finding("error", f"{what} and does not verify any more: {facts.active_refused}", f"edgevit deploy BUNDLE {name}")]
 
 
 def proven_runtimes(facts: Facts) -> tuple[str, ...]:
