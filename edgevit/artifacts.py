@@ -13,7 +13,7 @@ from device_agents import wire
 from edgevit.cache import Cache, digest_of, hash_file, tool_versions
 from edgevit.compress import CalibrationData, Compressed, StepContext, apply_step
 from edgevit.errors import BuildError
-from edgevit.export import PAIRS, ReadBack
+from edgevit.export import ReadBack, cannot_carry_out
 from edgevit.export.oldest import oldest_runtimes, run_in_oldest
 from edgevit.export.parity import reference_outputs, verify_parity
 from edgevit.export.placement import measure_placement, verify_memory
@@ -77,9 +77,7 @@ class ArtifactMaker:
         :class:`BuildError` kin where it fails."""
         scheme = state.spec.scheme
         name = artifact_name(format_, scheme)
-        if scheme not in PAIRS[format_]:
-            return wire.NotMade(name, f"the {format_} exporter does not carry out {scheme}")
-        reason = refused_layers(format_, state.carried(format_)[1])
+        reason = cannot_carry_out(format_, scheme, None) or refused_layers(format_, state.carried(format_)[1])
         if reason:
             return wire.NotMade(name, reason[:2000])
         fits = fitting_profiles(format_, scheme, profiles)
@@ -127,7 +125,7 @@ class ArtifactMaker:
 
     def _export(self, state: Compressed, format_: str, fits: Sequence[Profile]) -> tuple[bytes, ReadBack]:
         module, spec = state.carried(format_)
-        if format_ == "onnx":
+        if format_ in ("onnx", "ort"):
             from edgevit.export import onnx
             from edgevit.export.readback import read_onnx
 
@@ -135,13 +133,22 @@ class ArtifactMaker:
             model = onnx.apply_spec(float_model, spec, module, self.calibration.pixels, self.preprocessing)
             ceiling = onnx_ceiling(tuple(fits))
             allowed = (onnx.IR_VERSION, onnx.OPSET) if ceiling is None else (ceiling.ir_version, ceiling.opset)
-            return model, read_onnx(model, float_model, spec, allowed)
+            read = read_onnx(model, float_model, spec, allowed)
+            return (model, read) if format_ == "onnx" else self._in_ort_format(model, read)
         from edgevit.export import tflite
         from edgevit.export.readback_tflite import read_tflite
 
         float_model = float_file(self.cache, "tflite", tflite, module, self.preprocessing, self.batch)
         model = tflite.apply_spec(float_model, spec, module, self.calibration.pixels, self.preprocessing, self.on_progress)
         return model, read_tflite(model, float_model, spec, module)
+
+    def _in_ort_format(self, model: bytes, read: ReadBack) -> tuple[bytes, ReadBack]:
+        from edgevit.export.ort import convert, read_ort
+
+        made, operators = convert(self.cache, model)
+        lines = tuple(f"required operators: {line}" for line in operators.splitlines())
+        known = read_ort(made, model, read)
+        return made, replace(known, notes=(*known.notes, *lines))
 
 
 def float_file(

@@ -31,6 +31,7 @@ Signer = Callable[[bytes], bytes]
 
 _PACKAGES = {
     "onnx": ("build", ("torch", "timm", "onnx", "onnxscript", "onnxruntime")),
+    "ort": ("build", ("torch", "timm", "onnx", "onnxscript", "onnxruntime")),
     "tflite": ("tflite", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
 }
 
@@ -117,7 +118,7 @@ def _check_request(request: BuildRequest) -> None:
         raise UsageError(f"got batch {request.batch}, expected 1 or more")
     for format_ in request.formats:
         if format_ not in _PACKAGES:
-            raise UsageError(f"got format {format_!r}, expected onnx or tflite")
+            raise UsageError(f"got format {format_!r}, expected onnx, ort or tflite")
         extra, packages = _PACKAGES[format_]
         for package in packages:
             if find_spec(package) is None:
@@ -212,7 +213,8 @@ def _build(request: BuildRequest, model: LoadedModel, cache: Cache, key: str, on
     state = run_steps(state, model.info.digest, request.recipe.steps[:-1], images.steps, cache, on_progress)
     state = apply_rewrites(state, calibration, on_progress, request.recipe.rewrite.off)
     scratch = cache.root / "unfinished" / key
-    context = StepContext(calibration, images.steps.training, images.steps.multiple, scratch, on_progress, request.formats)
+    exported = tuple(dict.fromkeys("onnx" if f == "ort" else f for f in request.formats))
+    context = StepContext(calibration, images.steps.training, images.steps.multiple, scratch, on_progress, exported)
     maker = ArtifactMaker(
         state.module, state.preprocessing, images.parity, images.golden, calibration, request.batch, cache, on_progress
     )

@@ -31,9 +31,16 @@ TOO_OLD = (
         "the file needs opset {0} of {1}, {runtime} reads at most {2}",
     ),
     (r"Could not find an implementation for (\w+)\((\d+)\)", "the file needs {0} of opset {1}, {runtime} has no kernel for it"),
+    (
+        r"ORT format model version \[(\d+)\] is not supported",
+        "the file has version {0} of the ORT format, {runtime} does not read it",
+    ),
     (r"(\S+)\(-?\d+\) is not a registered function", "the file needs the operator {0}, {runtime} does not know it"),
 )
 """What onnxruntime 1.19 to 1.31 say of a file that is too new for them, and the same with what it needs and what there is."""
+
+ORT_FORMAT = b"ORTM"
+"""Bytes 4 to 8 of a file in ONNX Runtime's own format."""
 
 PROFILE_WARMUP, PROFILE_RUNS, PROFILE_SECONDS = 3, 50, 10.0
 MAX_OPERATORS = 1000
@@ -74,8 +81,9 @@ class OnnxBackend:
             raise Refused("provider-mismatch", "{} computes Relu(-1, 0, 2, 3) as {}".format(provider, got.tolist()))
 
     def check(self, model: bytes) -> None:
-        """Refuse a file that points to other files."""
-        refuse_external_data(model)
+        """Refuse a file that points to other files; one in the ORT format, loaded from memory, has no folder to look in."""
+        if model[4:8] != ORT_FORMAT:
+            refuse_external_data(model)
 
     def load(self, model: bytes, provider: str, threads: int, artifact: wire.Artifact, engines: Path) -> Session:
         """Load from bytes; what a provider compiles is kept in ``engines``. Raises ``worker-failed``, ``provider-missing`` or

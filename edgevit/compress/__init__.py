@@ -59,7 +59,7 @@ class StepContext:
     scratch: Path
     on_progress: Progress
     formats: tuple[str, ...] = ("onnx", "tflite")
-    """What the module will be written as: the quantize step may prepare it for each by itself."""
+    """What the module will be exported as: the quantize step may prepare it for each by itself."""
 
     def real_images(self, step: str) -> NDArray[np.uint8]:
         """Calibration pixels (N, height, width, 3), or :class:`DataError` where a person gave none."""
@@ -93,8 +93,8 @@ class Compressed:
     """Format → module and QuantSpec, where the quantize step made them other than ``module`` and ``spec``."""
 
     def carried(self, format_: str) -> tuple[torch.nn.Module, QuantSpec]:
-        """The module and the QuantSpec that the exporter of ``format_`` carries out."""
-        return self.per_format.get(format_, (self.module, self.spec))
+        """The module and the QuantSpec that the exporter of ``format_`` carries out; an ORT file is made from the ONNX file."""
+        return self.per_format.get("onnx" if format_ == "ort" else format_, (self.module, self.spec))
 
     def reported(self, report: StepReport) -> Compressed:
         return replace(self, reports=(*self.reports, report))

@@ -39,7 +39,7 @@ class Use:
 def measure_placement(format_: str, model: bytes) -> Placement:
     """Run ``model`` once in this machine's runtime on zeros and see what it made of it. Raises :class:`ExportError` where the
     runtime refuses the file, :class:`MissingExtra` where there is none."""
-    if format_ == "onnx":
+    if format_ in ("onnx", "ort"):
         from edgevit.export.placement_onnx import onnx_placement
 
         return onnx_placement(model)

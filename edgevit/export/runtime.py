@@ -43,7 +43,7 @@ def run_artifact(
     """
     import numpy as np
 
-    call = _onnx_call(model) if format_ == "onnx" else _tflite_call(model)
+    call = _tflite_call(model) if format_ == "tflite" else _onnx_call(model)
     batch = spec.shape[0]
     rows = []
     for start in range(0, len(pixels), batch):
@@ -100,5 +100,5 @@ def runtime_of(format_: str) -> tuple[str, str]:
     """(runtime, version) that :func:`run_artifact` uses here."""
     import importlib.metadata
 
-    runtime, package = ("onnxruntime", "onnxruntime") if format_ == "onnx" else ("litert", "ai-edge-litert")
+    runtime, package = ("litert", "ai-edge-litert") if format_ == "tflite" else ("onnxruntime", "onnxruntime")
     return runtime, importlib.metadata.version(package)
