@@ -26,7 +26,7 @@ check:
 
 test: check
 	$(BIN)/python scripts/pythons.py
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 soak:
 	@sh scripts/setup.sh test

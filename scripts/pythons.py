@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -84,16 +85,15 @@ def _stamp(version: str) -> str:
 
 
 def main(versions: list[str]) -> int:
-    failed = 0
-    for version in versions or list(REQUIREMENTS):
-        if version not in REQUIREMENTS:
-            print(f"{version}: not one of {', '.join(REQUIREMENTS)}")
-            failed = 1
-            continue
-        problem = make_environment(version)
+    unknown = [v for v in versions if v not in REQUIREMENTS]
+    for version in unknown:
+        print(f"{version}: not one of {', '.join(REQUIREMENTS)}")
+    known = [v for v in versions or list(REQUIREMENTS) if v in REQUIREMENTS]
+    with ThreadPoolExecutor(3) as pool:  # each waits for downloads most of the time
+        problems = list(pool.map(make_environment, known))
+    for version, problem in zip(known, problems, strict=True):
         print(f"{version}: {problem or environment_python(version)}", flush=True)
-        failed |= bool(problem)
-    return failed
+    return int(bool(unknown) or any(problems))
 
 
 if __name__ == "__main__":

@@ -112,10 +112,10 @@ class Lab:
         """The plug is pulled in the middle of a detached job; after the next boot it is done, once."""
         run = self.document("bench", str(self.bundle), "arm", "--plan", "quick", "--detach")["runs"][0]["run"]
         deadline = time.monotonic() + 120
-        while self.machine.shell(f"test -e .edgevit/spool/{run}.part", check=False).returncode != 0:
-            expect(time.monotonic() < deadline, "the daemon did not take the job")
+        begun = f'grep -q \'"unit":"series"\' .edgevit/spool/{run}.part'
+        while self.machine.shell(begun, check=False).returncode != 0:
+            expect(time.monotonic() < deadline, "the daemon did not begin the job's first series")
             time.sleep(0.5)
-        time.sleep(5)
         self.machine.cut_power()
         self.edgevit("collect", "arm", status=3)
         self.say(f"power cut in the middle of {run}; back in {self.machine.boot():.0f} s")

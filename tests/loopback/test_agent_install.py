@@ -29,16 +29,6 @@ from tests.support.agent_bundle import (
 )
 
 
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def bundle(signer: Signer) -> TinyBundle:
-    return make_bundle(signer)
-
-
 @pytest.fixture
 def agent(tmp_path: Path, signer: Signer) -> AgentProcess:
     agent = AgentProcess(tmp_path / "root").upload()

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,9 @@ from tests.support.agent_bundle import (
     tiny_images,
     tiny_onnx,
 )
+from tests.support.waiting import wait_for
 
 LONG_PLAN = dataclasses.replace(FAST_PLAN, name="long", min_seconds=60.0, max_seconds=60.0)
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +58,6 @@ def agent(tmp_path_factory: pytest.TempPathFactory, signer: Signer, bundle: Tiny
 def run(agent: AgentProcess, job: wire.Job) -> wire.Run:
     assert agent.call("submit", stdin=wire.encode(job)) == {"run_id": job.run_id, "queued": True}
     return agent.follow(job.run_id)
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
 def processes(agent: AgentProcess, command: str) -> list[int]:

@@ -23,17 +23,11 @@ from tests.support.agent_bundle import (
     Signer,
     TinyBundle,
     make_bundle,
-    make_signer,
     npy,
     outputs_onnx,
     tiny_images,
     tiny_onnx,
 )
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
 
 
 def labelled(signer: Signer, version: int) -> TinyBundle:

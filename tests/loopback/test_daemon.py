@@ -11,10 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,21 +27,11 @@ from tests.support.agent_bundle import (
     TinyBundle,
     make_bundle,
     make_job,
-    make_signer,
 )
+from tests.support.waiting import wait_for
 
 MAX_IDLE_MB = 20.0
 SLOW_PLAN = dataclasses.replace(FAST_PLAN, name="slow", min_seconds=30.0, max_seconds=30.0)
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def bundle(signer: Signer) -> TinyBundle:
-    return make_bundle(signer)
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +41,6 @@ def agent(tmp_path_factory: pytest.TempPathFactory, signer: Signer, bundle: Tiny
     agent.install(bundle)
     agent.call("probe")
     return agent
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
 @contextlib.contextmanager

@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 
 from device_agents import wire
-from tests.support.agent_bundle import AgentProcess, AgentRefused, Signer, make_bundle, make_job, make_signer
+from tests.support.agent_bundle import AgentProcess, AgentRefused, Signer, make_bundle, make_job
 from tests.support.sabotage import COMMANDS, kill_steps, with_wrong_clock
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
 
 
 def test_killed_before_any_step_every_command_can_be_given_again(tmp_path: Path, signer: Signer) -> None:

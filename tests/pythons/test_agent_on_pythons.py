@@ -24,18 +24,12 @@ from tests.support.agent_bundle import (
     TinyBundle,
     make_bundle,
     make_job,
-    make_signer,
     tiny_onnx,
 )
 from tests.support.wheels import make_wheel, provision, repack
 
 pytestmark = pytest.mark.pythons
 AGENT = Path(__file__).parent.parent.parent / "device_agents"
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="module")

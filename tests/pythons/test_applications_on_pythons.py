@@ -16,7 +16,7 @@ from device_agents import wire
 from edgevit.agentpack import agent_pyz
 from edgevit.data import load_pixels
 from scripts.pythons import REQUIREMENTS, environment_python, is_ready
-from tests.support.agent_bundle import AgentProcess, Signer, TinyBundle, make_bundle, make_signer, outputs_onnx, tiny_onnx
+from tests.support.agent_bundle import AgentProcess, Signer, TinyBundle, make_bundle, outputs_onnx, tiny_onnx
 
 pytestmark = pytest.mark.pythons
 
@@ -36,11 +36,6 @@ for name, document in json.loads(sys.argv[3]).items():
     np.save("{}/{}.npy".format(sys.argv[4], name), made)
 print(PIL.__version__)
 """
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="module")

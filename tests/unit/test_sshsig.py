@@ -16,11 +16,6 @@ from tests.support.agent_bundle import Signer, make_signer
 DATA = b'{"some": "manifest"}\n'
 
 
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
-
-
 @pytest.fixture
 def check(tmp_path: Path, signer: Signer) -> Callable[[bytes, bytes], str]:
     (tmp_path / "allowed").write_text(signer.line() + "\n")

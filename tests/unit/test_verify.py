@@ -13,17 +13,7 @@ from device_agents import wire
 from device_agents.errors import Refused
 from device_agents.sshsig import SshKeygenChecker
 from device_agents.verify import VerifiedManifest, check_version, parse_manifest, verify_manifest
-from tests.support.agent_bundle import Signer, TinyBundle, make_bundle, make_signer
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def bundle(signer: Signer) -> TinyBundle:
-    return make_bundle(signer)
+from tests.support.agent_bundle import Signer, TinyBundle
 
 
 @pytest.fixture
