@@ -160,7 +160,7 @@ def _deploy_now(order: Order, targets: Sequence[Target], *, at_once: int, as_jso
         values = [one.as_json() for _, one in done] + [failure_json(name, error) for name, error in failed]
         emit_json("deploy", {"dry_run": False, "targets": values})
         return code
-    show_shipped(targets, done, failed)
+    show_shipped(order.bundle.manifest.name, targets, done, failed)
     return code
 
 
@@ -175,14 +175,14 @@ def ship_all(
 
 
 def show_shipped(
-    targets: Sequence[Target], done: Sequence[tuple[str, Shipped]], failed: Sequence[tuple[str, EdgevitError]]
+    bundle: str, targets: Sequence[Target], done: Sequence[tuple[str, Shipped]], failed: Sequence[tuple[str, EdgevitError]]
 ) -> None:
     """One row a target, in the fleet's order, and what choices rest on."""
     from edgevit.cli.ship import outcome_word
     from edgevit.report.deploy_view import render_shipped
 
     found: dict[str, Shipped | str] = {**dict(done), **{name: outcome_word(error) for name, error in failed}}
-    out().print(render_shipped([(target.name, found[target.name]) for target in targets]))
+    out().print(render_shipped(bundle, [(target.name, found[target.name]) for target in targets]))
     show_choices([one.choice for _, one in done])
     for name, one in done:
         if one.took_over:
@@ -276,7 +276,7 @@ def rollback(targets: Sequence[str], take_over: bool, despite_pin: bool, retries
                     lambda: open_session(target),
                     one,
                     retries=retries,
-                    on_wait=lambda text: progress.start(target.name, text),
+                    on_wait=lambda text: progress.start(target.name, f"{target.name}: {text}"),
                 )
                 record.note(bundle=active.bundle_name, version=active.bundle_version, digest=active.variant.bundle)
                 record.note(variant=describe(active.variant), policy=active.policy)

@@ -26,9 +26,9 @@ from edgevit.progress import OneLine, Progress
 
 if TYPE_CHECKING:
     from device_agents.wire import Active, Facts, RunPlan
-    from edgevit.fleet.audit import Detail
     from edgevit.cli.rollout_options import Rollout
     from edgevit.fleet.agent import Agent
+    from edgevit.fleet.audit import Detail
     from edgevit.fleet.inventory import Target
     from edgevit.results.store import Store
 
@@ -81,7 +81,7 @@ def roll_out(
             break
     for wave in waves[tried:]:
         course.shipped.update(dict.fromkeys(wave, "not tried"))
-    return _report(course, decision, waves, tried, as_json)
+    return _report(order.bundle.manifest.name, course, decision, waves, tried, as_json)
 
 
 def _require_answers(rollout: Rollout, waves: Sequence[Sequence[str]], path: Path) -> None:
@@ -246,7 +246,7 @@ class _Wave:
             return session.agent.probe(quick=True)
 
         def again(text: str) -> None:
-            line.start(target.name, text)
+            line.start(target.name, f"{target.name}: {text}")
 
         facts, _ = keep_trying(lambda: open_session(target), begin, retries=self._order.retries, on_wait=again)
         known = find_unjudgeable(limits, self._order.bundle.manifest, facts, before.variant if before else None)
@@ -325,7 +325,7 @@ def gate_plan(rollout: Rollout) -> RunPlan:
     return with_blocks(plan, rollout.blocks if "p90" in wanted else 1)
 
 
-def _report(course: Course, decision: Decision, waves: Sequence[Sequence[str]], tried: int, as_json: bool) -> int:
+def _report(bundle: str, course: Course, decision: Decision, waves: Sequence[Sequence[str]], tried: int, as_json: bool) -> int:
     """Tables, reasons and the exit code: 1 where a gate did not hold or a person stopped it, 3 where devices failed."""
     from edgevit.report.deploy_view import render_gates, render_shipped
 
@@ -340,7 +340,7 @@ def _report(course: Course, decision: Decision, waves: Sequence[Sequence[str]], 
         emit_json("rollout", _report_json(course, decision, numbers, names))
     else:
         rows = [(name, course.shipped.get(name, "not tried")) for name in names]
-        out().print(render_shipped(rows, numbers, course.ends))
+        out().print(render_shipped(bundle, rows, numbers, course.ends))
         if course.gates:
             out().print("")
             out().print(render_gates(course.gates))

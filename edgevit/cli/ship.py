@@ -143,7 +143,7 @@ def ship_one(order: Order, target: Target, progress: Progress, *, keep_lock: boo
                 lambda: open_session(target),
                 work,
                 retries=order.retries,
-                on_wait=lambda text: line.start(name, text),
+                on_wait=lambda text: line.start(name, f"{name}: {text}"),
             )
             record.note(sent_bytes=outcome.sent_bytes, send_ms=round(1000 * outcome.send_seconds))
             record.note(activated=outcome.active is not None, links_lost=lost)

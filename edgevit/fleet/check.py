@@ -251,6 +251,7 @@ def judge(target: Target, seen: Seen, host_agent: str) -> tuple[Finding, ...]:
         *_judge_clock(target.name, seen.clock),
         *_judge_daemon(target.name, seen.daemon, host_agent),
         *_judge_waiting(target.name, seen.daemon),
+        *judge_pin(target, seen.facts),
     ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "error"))
 
@@ -317,6 +318,17 @@ def _judge_daemon(name: str, daemon: DaemonStatus, host_agent: str) -> list[Find
     if daemon.at_work and daemon.state is not None and daemon.state.agent_sha256 != host_agent:
         return [Finding("warning", "its daemon runs another agent than this host's", f"edgevit target daemon install {name}")]
     return []
+
+
+def judge_pin(target: Target, facts: Facts) -> list[Finding]:
+    """A warning where something else is active than the fleet file pins the target to."""
+    if target.pin is None or facts.active is None:
+        return []
+    active = f"{facts.active.bundle_name}@{facts.active.bundle_version}"
+    if active == target.pin:
+        return []
+    message = f"{active} is active, the fleet file pins it to {target.pin}"
+    return [Finding("warning", message, f"edgevit deploy BUNDLE {target.name} --allow-older, with that bundle")]
 
 
 def _judge_waiting(name: str, daemon: DaemonStatus) -> list[Finding]:

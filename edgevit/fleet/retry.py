@@ -57,5 +57,5 @@ def keep_trying(
                 raise
         delay = backoff_s(lost, draw())
         lost += 1
-        on_wait(f"{why.splitlines()[0]}; trying again in {delay:.1f} s ({lost} of {retries})")
+        on_wait(f"trying again in {delay:.1f} s ({lost} of {retries}): {why.splitlines()[0]}")
         sleep(delay)

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.progress import Task
+
+BESIDE_THE_TEXT = 60
+"""Columns that bar, count and times take."""
 
 LINE_EVERY_SECONDS = 10.0
 """Where there is no terminal, how often a piece of work that goes on says how far it is."""
@@ -61,8 +65,10 @@ class RichProgress:
         self._pieces: dict[str, _Piece] = {}
         self._bars: Progress | None = None
         if self._console.is_terminal:
+            # Long texts give way, so that bars and times of many devices stay below one another.
+            text = Column(max_width=max(24, self._console.width - BESIDE_THE_TEXT), no_wrap=True, overflow="ellipsis")
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=text),
                 BarColumn(bar_width=24),
                 _CountColumn(),
                 TimeElapsedColumn(),

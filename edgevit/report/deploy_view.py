@@ -41,12 +41,13 @@ def render_plans(plans: Sequence[tuple[str, Planned]]) -> RenderableType:
 
 
 def render_shipped(
+    bundle: str,
     rows: Sequence[tuple[str, Shipped | str]],
     waves: Mapping[str, int] | None = None,
     ends: Mapping[str, str] | None = None,
 ) -> RenderableType:
-    """One row a target: what was done, or the word for why not. ``waves``: the wave of each, from 1; ``ends``: how a roll-out
-    left it, where that is more than what was shipped."""
+    """The name of the ``bundle``, and one row a target: what was done, or the word for why not. ``waves``: the wave of each,
+    from 1; ``ends``: how a roll-out left it, where that is more than what was shipped."""
     titles = ["device", *(["wave"] if waves is not None else []), "outcome", "sent MB", "s", "version", "variant"]
     table = _table(*titles, right=tuple(i for i, title in enumerate(titles) if title in ("wave", "sent MB", "s")))
     for name, one in rows:
@@ -64,10 +65,10 @@ def render_shipped(
             _word(done),
             f"{one.outcome.sent_bytes / 1e6:.1f}",
             f"{one.seconds:.1f}",
-            f"{active.bundle_name} v{active.bundle_version}",
+            f"{'' if active.bundle_name == bundle else active.bundle_name + ' '}v{active.bundle_version}",
             f"{variant.artifact}, {variant.runtime}, {variant.threads} thr",
         )
-    return table
+    return Group(Text(bundle, style="bold"), table)
 
 
 def render_gates(gates: Sequence[tuple[str, Sequence[Gate]]]) -> RenderableType:

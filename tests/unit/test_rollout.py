@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agents.wire import Accuracy, InstalledBundle, Run
+from device_agents.wire import Accuracy, Active, InstalledBundle, Run
 from edgevit.cli.rollout_options import make_rollout
 from edgevit.errors import LostLink, Unreachable, UsageError
 from edgevit.fleet.audit import Entry
+from edgevit.fleet.check import judge_pin
+from edgevit.fleet.deploy import check_pin
 from edgevit.fleet.gates import GATES, Limits, find_stored, find_unjudgeable, judge_accuracy, judge_memory, judge_run
+from edgevit.fleet.inventory import Target
 from edgevit.fleet.operator import has_ended, this_operator
 from edgevit.fleet.pace import estimate
 from edgevit.fleet.retry import LONGEST_S, backoff_s, keep_trying
@@ -180,6 +183,20 @@ def test_what_cannot_be_judged_is_known_before_anything_is_done() -> None:
     assert find_unjudgeable(Limits(without=GATES), manifest, facts(), None) == []
 
 
+def test_a_pin_holds_in_check_and_before_a_deployment() -> None:
+    manifest, _ = make_manifest(version=3)
+    variant = compared([1.0], [1.0]).job.variants[0]
+    here = facts(active=Active(variant, manifest.name, 3, "", "2026-01-31T12:00:00Z"))
+    right, wrong = (Target(name="pi", host="pi", pin=f"{manifest.name}@{version}") for version in (3, 2))
+    assert judge_pin(right, here) == [] and judge_pin(right, facts()) == []
+    (finding,) = judge_pin(wrong, here)
+    assert finding.severity == "warning" and f"{manifest.name}@3 is active" in finding.message
+    check_pin(right, manifest)
+    check_pin(Target(name="pi", host="pi"), manifest)
+    with pytest.raises(UsageError, match=f"pinned to {manifest.name}@2 in the fleet file, got {manifest.name}@3"):
+        check_pin(wrong, manifest)
+
+
 # ---- the audit log as memory ----------------------------------------------------------------------------------------
 
 
@@ -246,7 +263,7 @@ class Link:
 def test_a_lost_link_is_taken_up_again_and_a_device_that_is_off_is_not_waited_for() -> None:
     link = Link(LostLink("cut"), Unreachable("rebooting"), None)
     assert link.run() == ("done", 2)
-    assert link.waits == [0.5, 1.0] and link.said[0] == "cut; trying again in 0.5 s (1 of 3)"
+    assert link.waits == [0.5, 1.0] and link.said[0] == "trying again in 0.5 s (1 of 3): cut"
     off = Link(Unreachable("off"))
     with pytest.raises(Unreachable):
         off.run()
