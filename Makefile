@@ -3,14 +3,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOAK_SEED ?= 1
 
-.PHONY: help demo test check soak lab bench setup clean
+.PHONY: help demo test check soak lab hardware bench setup clean
 
 help:
-	@echo "make demo   the whole path on handwritten digits, no network beyond installation"
-	@echo "make test   style, types, every test"
-	@echo "make soak   the long trials (kills, fuzzing); SOAK_SEED=N repeats one"
-	@echo "make lab    the whole path on an emulated arm64 machine: needs root, qemu, debootstrap; about 20 minutes"
-	@echo "make bench  the ratios quoted in docs/measuring.md, measured here"
+	@echo "make demo      the whole path on handwritten digits, no network beyond installation"
+	@echo "make test      style, types, every test"
+	@echo "make soak      the long trials (kills, fuzzing); SOAK_SEED=N repeats one"
+	@echo "make lab       the whole path on an emulated arm64 machine: needs root, qemu, debootstrap; about 20 minutes"
+	@echo "make hardware  the CUDA and TensorRT providers, on a machine with an NVIDIA GPU"
+	@echo "make bench     the ratios quoted in docs/measuring.md, measured here"
 
 setup:
 	@sh scripts/setup.sh demo
@@ -35,6 +36,10 @@ soak:
 lab:
 	@sh scripts/setup.sh test
 	$(BIN)/python -m tests.lab
+
+hardware:
+	@sh scripts/setup.sh test
+	$(BIN)/python -m tests.hardware
 
 bench:
 	@sh scripts/setup.sh test
