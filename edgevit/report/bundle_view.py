@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from device_agents.wire import check_index
 from edgevit.report.table import EMPTY
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def render_explanation(bundle: Bundle, only: str | None) -> RenderableType:
     facts.add_row("golden inputs", f"{m.golden.count} {m.golden.source}")
     evaluation = f"{m.evaluation.name}: {m.evaluation.count} images" if m.evaluation else m.evaluation_absent
     facts.add_row("evaluation", evaluation)
+    facts.add_row("chunk index", _chunks(bundle))
     facts.add_row("made by", m.made_by)
     facts.add_row("tools", ", ".join(f"{k} {v}" for k, v in sorted(m.tools.items())))
     parts: list[RenderableType] = [render_bundle(bundle), Text(), facts, Text()]
@@ -96,6 +98,14 @@ def render_explanation(bundle: Bundle, only: str | None) -> RenderableType:
         if only in (None, artifact.name):
             parts += [Text(), _render_artifact(artifact)]
     return Group(*parts)
+
+
+def _chunks(bundle: Bundle) -> str:
+    if bundle.manifest.chunks is None:
+        return "none: whole files are sent; build the bundle again to send only what a device lacks of them"
+    sizes = {blob.sha256: blob.size for blob in bundle.manifest.blobs()}
+    count = sum(len(cut) for cut in check_index(bundle.read_chunk_index(), sizes).values())
+    return f"{count:,} chunks; a device is sent those that it holds nowhere"
 
 
 def _render_steps(manifest: Manifest, only: str | None) -> list[RenderableType]:

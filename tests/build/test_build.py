@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from device_agents import wire
 from device_agents.golden import compare
 from edgevit import build as build_module
 from edgevit.bundle import open_bundle
@@ -30,6 +31,8 @@ def test_fp32_without_data_is_synthetic_and_says_so(build: Build) -> None:
     bundle = build("fp32")
     manifest = bundle.manifest
     assert open_bundle(bundle.path, None).digest == bundle.digest
+    cut = wire.check_index(bundle.read_chunk_index(), {b.sha256: b.size for b in manifest.blobs()})
+    assert set(cut) == {b.sha256 for b in manifest.blobs() if b != manifest.chunks}
     assert (manifest.golden.source, manifest.golden.count) == ("synthetic", 16)
     assert manifest.evaluation is None and "without --eval" in manifest.evaluation_absent
     assert [s.step for s in manifest.steps] == ["rewrite", "quantize"]

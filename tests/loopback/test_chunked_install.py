@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import random
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +221,29 @@ def test_a_bundle_without_an_index_lends_nothing_and_gets_all(agent: AgentProces
     assert agent.install(make_bundle(signer, version=3, extra_blob=RETRAINED + b"x"))["received_bytes"] == SIZE + 1
     last = bundle_of(signer, RETRAINED + b"yz", 4)
     assert agent.install(last)["received_bytes"] < fixed_bytes(last) + wire.MAX_CHUNK_BYTES
+
+
+def test_copies_need_their_space_before_the_first_byte(agent: AgentProcess, signer: Signer) -> None:
+    """A file system of 24 MiB has room for one blob of 5 MB beside what must stay free, not for two that share their chunks."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    blobs = agent.root / "blobs"
+    agent.call("gc")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "tmpfs", str(blobs.parent)]
+    kept = agent.root.rename(agent.root.with_name("kept"))
+    agent.root.mkdir()
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs CAP_SYS_ADMIN")
+    try:
+        shutil.copytree(kept, agent.root, dirs_exist_ok=True)
+        weights = random.Random(3).randbytes(5_000_000)
+        agent.install(bundle_of(signer, weights, 1))
+        before = sorted(p.name for p in blobs.iterdir())
+        with pytest.raises(AgentRefused) as caught:
+            agent.install(bundle_of(signer, weights + b"more", 2))
+        assert caught.value.code == "no-space" and sorted(p.name for p in blobs.iterdir()) == before
+    finally:
+        subprocess.run(["umount", str(agent.root)], check=True)
 
 
 def of_others(index: bytes) -> bytes:

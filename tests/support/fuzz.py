@@ -19,14 +19,17 @@ from typing import Any
 import numpy as np
 
 from device_agents import wire
+from device_agents.chunks import parse_chunk_index
 from device_agents.errors import Refused
 from device_agents.pixels import parse_npy
 from device_agents.serve import _read_job
 from device_agents.store import Store
 from device_agents.verify import parse_manifest
+from edgevit.chunks import make_index
 from tests.support.agent_bundle import Signer, make_bundle, make_job
 
 SLOW_S = 2.0
+LONG = "0123456789abcdef" * 4
 LIMIT = 1 << 20
 STRANGE: tuple[Any, ...] = (
     None, True, False, 0, -1, 2**63, 2**200, -(2**63), 1e308, -0.0, 5e-324, "", "\0", "\ud800", "é" * 500, "../../etc/passwd",
@@ -77,6 +80,9 @@ def make_readers(folder: Path, signer: Signer) -> list[Reader]:
         Reader("manifest", parse_manifest, (Refused,), (bundle.manifest_bytes,)),
         Reader(
             "any document", lambda d: wire.parse_json(d, "document", LIMIT), (wire.WireError,), (job, bundle.manifest_bytes)
+        ),
+        Reader(
+            "chunk index", parse_chunk_index, (wire.WireError,), (make_index(bundle.blobs), make_index({LONG: bytes(300_000)}))
         ),
         Reader("array", lambda d: parse_npy(d, "array"), (Refused,), tuple(_arrays())),
     ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 from device_agents import wire
 from edgevit import bundle, signing
+from edgevit.chunks import make_index, with_chunk_index
 from edgevit.errors import BundleError, EdgevitError, UsageError
 from tests.support.bundles import make_bundle, make_manifest
 
@@ -219,6 +221,18 @@ def test_blobs_that_were_not_made_and_a_signer_that_fails_leave_nothing(tmp_path
     with pytest.raises(EdgevitError, match="no key"):
         bundle.write_bundle(tmp_path / "out", manifest, blobs, fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_of_chunks_that_does_not_fit_the_blobs_is_refused(key: Path, tmp_path: Path) -> None:
+    manifest, blobs = with_chunk_index(*make_manifest())
+    good = write(tmp_path / "good", key, manifest, blobs)
+    assert bundle.open_bundle(good.path, None).read_chunk_index() == blobs[manifest.chunks.sha256 if manifest.chunks else ""]
+    sha256 = hashlib.sha256(b"other").hexdigest()
+    for wrong in (b"junk", make_index({sha256: b"other"})):
+        blob = wire.Blob(hashlib.sha256(wrong).hexdigest(), len(wrong))
+        made = write(tmp_path / blob.sha256, key, dataclasses.replace(manifest, chunks=blob), {**blobs, blob.sha256: wrong})
+        with pytest.raises(BundleError, match="chunk index"):
+            bundle.open_bundle(made.path, None)
 
 
 def test_only_the_version_may_differ_for_the_same_content() -> None:

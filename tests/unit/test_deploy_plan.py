@@ -67,6 +67,14 @@ def test_what_is_there_in_part_is_not_sent_again() -> None:
     assert odd.send_bytes == TOTAL - first.size
 
 
+def test_what_the_device_copies_is_not_sent_but_takes_space() -> None:
+    first = BUNDLE.manifest.blobs()[0]
+    have = Have(EVERYTHING, {first.sha256: first.size}, TOTAL, copied_bytes=first.size)
+    assert plan(facts_of(), have).send_bytes == TOTAL - first.size
+    with pytest.raises(DeviceRefused, match="needs"):
+        plan(facts_of(), dataclasses.replace(have, free_bytes=TOTAL - 1))
+
+
 def test_nothing_to_do_is_said() -> None:
     there = wire.InstalledBundle(BUNDLE.digest, BUNDLE.manifest.name, 3)
     made = plan(facts_of(bundles=(there,), active=active(3)), Have((), {}, 0))
