@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.support.agent_bundle import make_signer
+from tests.support.cuts import run_cuts
 from tests.support.deploy_kills import deploy_trials
 from tests.support.fuzz import fuzz, make_readers
 from tests.support.kills import run_trials
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60, help="of host or agent at random moments of deploy and bench")
     parser.add_argument("--deploys", type=int, default=100, help="kills of the operator while it deploys to three devices")
     parser.add_argument("--steps", type=float, default=1.0, help="share of the agent's steps that are killed before")
+    parser.add_argument("--cuts", type=int, default=20, help="of one upload's connection at random points")
     parser.add_argument("--inputs", type=int, default=100_000, help="damaged inputs for the readers of untrusted bytes")
     a = parser.parse_args()
     problems: list[str] = []
@@ -43,6 +45,7 @@ def main() -> int:
         problems.extend(f"{what}: {text}" for text in tally.problems)
 
     told("fuzzing", lambda folder: fuzz(make_readers(folder, make_signer(folder / "keys")), a.seed, a.inputs))
+    told("cuts of an upload", lambda folder: run_cuts(folder, a.seed, a.cuts))
     told("kills at every step", lambda folder: kill_steps(folder / "work", make_signer(folder / "keys"), a.seed, a.steps))
     told("kills at random moments", lambda folder: run_trials(folder, a.seed, a.kills))
     told("operators killed while they deploy", lambda folder: deploy_trials(folder, a.seed, a.deploys))
