@@ -61,8 +61,8 @@ def dotted_key(place: Place) -> str:
     return out
 
 
-def load_yaml(path: Path | Traversable, *, max_bytes: int = MAX_BYTES) -> YamlDocument:
-    """Read one file, or a resource of the package.
+def load_yaml(path: Path | Traversable, *, max_bytes: int = MAX_BYTES, max_nodes: int = MAX_NODES) -> YamlDocument:
+    """Read one file, or a resource of the package, of at most ``max_bytes`` that unfolds to at most ``max_nodes`` values.
 
     Raises :class:`ConfigError` naming file and line where it is absent, too large, not UTF-8 or not the YAML described above.
     """
@@ -79,10 +79,10 @@ def load_yaml(path: Path | Traversable, *, max_bytes: int = MAX_BYTES) -> YamlDo
     except UnicodeDecodeError as e:
         line = data[: e.start].count(b"\n") + 1
         raise ConfigError([f"{name}:{line}: byte 0x{data[e.start]:02x} is not UTF-8; save the file as UTF-8"]) from e
-    return parse_yaml(text, name)
+    return parse_yaml(text, name, max_nodes=max_nodes)
 
 
-def parse_yaml(text: str, name: str) -> YamlDocument:
+def parse_yaml(text: str, name: str, *, max_nodes: int = MAX_NODES) -> YamlDocument:
     """Pure part of :func:`load_yaml`; ``name`` stands for the file in messages."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -99,7 +99,7 @@ def parse_yaml(text: str, name: str) -> YamlDocument:
         raise ConfigError([f"{name}: not YAML: {e}"]) from e
     if root is None:
         raise ConfigError([f"{name}:1: the file is empty"])
-    reader = _Reader(name, yaml.constructor)
+    reader = _Reader(name, yaml.constructor, max_nodes)
     value = reader.read(root, (), 0)
     if reader.problems:
         raise ConfigError(reader.problems)
@@ -141,8 +141,9 @@ def _is_text(node: Any) -> bool:
 class _Reader:
     """Nodes → plain values, noting lines and problems on the way."""
 
-    def __init__(self, name: str, constructor: Any) -> None:
+    def __init__(self, name: str, constructor: Any, max_nodes: int) -> None:
         self.name = name
+        self.max_nodes = max_nodes
         self.constructor = constructor
         self.lines: dict[Place, int] = {}
         self.problems: list[str] = []
@@ -154,8 +155,8 @@ class _Reader:
 
     def read(self, node: Any, place: Place, depth: int) -> Any:
         self.nodes += 1
-        if self.nodes > MAX_NODES:
-            raise ConfigError([f"{self.name}: unfolds to more than {MAX_NODES:,} values; are aliases nested in aliases?"])
+        if self.nodes > self.max_nodes:
+            raise ConfigError([f"{self.name}: unfolds to more than {self.max_nodes:,} values; are aliases nested in aliases?"])
         if depth > MAX_DEPTH:
             raise ConfigError([f"{self.name}:{node.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels"])
         self.lines.setdefault(place, node.start_mark.line + 1)

@@ -45,6 +45,10 @@ USER_FORM = r"^[A-Za-z0-9_.][A-Za-z0-9_.@$\\+-]{0,99}$"
 RANGED_NAME_FORM = r"^[A-Za-z0-9\[][A-Za-z0-9._\[\]-]{0,80}$"
 RANGED_HOST_FORM = r"^[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]{0,270}$"
 MAX_RANGE = 4096
+MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_FILE_VALUES = 200_000
+"""A fleet file may have tens of thousands of lines; other configuration is written by hand and far smaller."""
+
 HOPS_FORM = r"^[^\s,-][^\s,]*(,[^\s,-][^\s,]*)*$"
 # One program, no arguments and no control characters; `~` in a root is the login's home on the device.
 PROGRAM_FORM = r"^[^\s\x00-\x1f-][^\x00-\x1f]{0,399}$"
@@ -143,7 +147,7 @@ def load_fleet(path: Path) -> Fleet:
         raise ConfigError([f"{path}: cannot be read: {e.strerror}"], hint=f"ls -l {path}") from e
     if not text.strip():
         return Fleet(path=path, targets=())
-    document = load_yaml(path)
+    document = load_yaml(path, max_bytes=MAX_FILE_BYTES, max_nodes=MAX_FILE_VALUES)
     problems: list[str] = []
     try:
         _validate(document)
@@ -316,6 +320,10 @@ def select(fleet: Fleet, patterns: Sequence[str]) -> list[Target]:
     for pattern in patterns:
         matched = [t.name for t in everything if _matches(t, pattern)]
         if not matched:
+            kind, colon, value = pattern.partition(":")
+            if colon and kind == "tag":
+                tags = dict.fromkeys(tag for t in everything for tag in t.tags)
+                raise UnknownName("tag", value, tags, hint="edgevit target list")
             if re.search(r"[*?\[]", pattern) or ":" in pattern:
                 raise UsageError(f"no target matches {pattern!r}", hint="edgevit target list")
             raise UnknownName("target", pattern, [t.name for t in everything], hint="edgevit target list")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevit.errors import ConfigError, UsageError
+from edgevit.errors import ConfigError, UnknownName, UsageError
 from edgevit.fleet.inventory import MAX_RANGE, Target, add_target, expand_range, load_fleet, make_target, remove_target, select
 
 HEAD = "schema: edgevit.fleet/1\n"
@@ -117,3 +120,46 @@ def test_one_of_a_range_is_not_removed_alone_and_not_added_twice(home: Path, tmp
     remove_target(path, "kitchen")
     add_target(path, make_target(name="new", host="192.0.2.2"))
     assert [t.name for t in load_fleet(path).targets] == ["pi-08", "pi-09", "pi-10", "pi-11", "new"]
+
+
+# ---- large files -----------------------------------------------------------------------------------------------------
+
+
+def large(count: int) -> str:
+    lines = ["groups:", "  lab:", "    user: pi", "    profile: raspberry-pi-4b", "targets:"]
+    for i in range(count):
+        lines += [f"  box-{i:05d}:", f"    host: 10.0.{i // 256}.{i % 256}", "    group: lab", f"    tags: [rack-{i % 40}]"]
+    return "\n".join(lines) + "\n"
+
+
+def count_calls(path: Path) -> Counter[str]:
+    """Python functions called while the file is read, by name: work, whatever else this machine does meanwhile."""
+    calls: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            calls[frame.f_code.co_name] += 1
+
+    sys.setprofile(note)
+    try:
+        load_fleet(path)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_the_work_grows_with_the_lines_and_not_faster(home: Path, tmp_path: Path) -> None:
+    load_fleet(write(tmp_path / "warm", large(1)))
+    small, big = (count_calls(write(tmp_path / f"f{n}", large(n))) for n in (150, 600))
+    assert big.total() / small.total() < 4.4, "four times the lines are more than four times the work"
+    # What does not depend on the number of targets is done as often for many as for few.
+    assert big["list_profiles"] == small["list_profiles"] and big["load_profile"] == small["load_profile"]
+
+
+def test_ten_thousand_lines_are_read_whole_and_wrong_ones_named(home: Path, tmp_path: Path) -> None:
+    text = large(2499)
+    fleet = load_fleet(write(tmp_path / "f", text))
+    assert len(text.splitlines()) + 1 >= 10_000 and len(fleet.targets) == 2499
+    assert [t.name for t in select(fleet, ["tag:rack-7"])] == [f"box-{i:05d}" for i in range(7, 2499, 40)]
+    with pytest.raises(UnknownName, match=r"no tag named 'rack-99'.*did you mean rack-9"):
+        select(fleet, ["tag:rack-99"])

@@ -119,8 +119,10 @@ def test_selection(fleet_file: Path) -> None:
     for empty in ((), ("tag:none",), ("zz*",), ("profile:jetson-nano",)):
         with pytest.raises(UsageError):
             names(*empty)
-    with pytest.raises(UsageError, match="no target matches"):
+    with pytest.raises(UnknownName, match="no tag named 'none'; known: hot, lab"):
         names("kitchen", "tag:none")
+    with pytest.raises(UsageError, match="no target matches"):
+        names("kitchen", "profile:jetson-nano")
     with pytest.raises(UnknownName, match="did you mean kitchen"):
         names("kitchn")
 
