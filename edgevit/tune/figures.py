@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from device_agents.wire import Run
+from device_agents.wire import Run, RunPlan
 from edgevit.results.stats import Summary, summarize
 from edgevit.study.rows import pair
 from edgevit.tune.candidate import Candidate
@@ -60,15 +60,15 @@ class _Taken:
 
 
 def read_figures(
-    runs: Iterable[Run], candidates: Sequence[Candidate], baseline: Candidate, plan: str, *, anyway: bool
+    runs: Iterable[Run], candidates: Sequence[Candidate], baseline: Candidate, plan: RunPlan, *, anyway: bool
 ) -> dict[str, Figures]:
-    """Figures by a candidate's key, of ``runs`` of one target under the plan called ``plan``; those never measured are absent.
+    """Figures by a candidate's key, of ``runs`` of one target under ``plan``; those never measured are absent.
     INVALID measurements count only with ``anyway``."""
     taken: dict[str, list[_Taken]] = {}
     failures: dict[str, tuple[str, str]] = {}
     attempts: dict[str, list[str]] = {}
     doubts: dict[str, str] = {}
-    for run in sorted((r for r in runs if r.job.plan.name == plan), key=lambda r: (r.started_at, r.job.run_id)):
+    for run in sorted((r for r in runs if r.job.plan == plan), key=lambda r: (r.started_at, r.job.run_id)):
         summaries = {(s.bundle, s.threads): s for s in summarize(run)}
         base = summaries.get((baseline.bundle, baseline.threads))
         for one in candidates:

@@ -202,7 +202,7 @@ class Search:
         if (target, plan.name) not in self._known:
             built = [c for c in self.candidates.values() if c.built]
             runs = self.runs.get(target, [])
-            self._known[target, plan.name] = read_figures(runs, built, self.baseline, plan.name, anyway=self.anyway)
+            self._known[target, plan.name] = read_figures(runs, built, self.baseline, plan, anyway=self.anyway)
         return self._known[target, plan.name]
 
     def table(self, target: str) -> LatencyTable:

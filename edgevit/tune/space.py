@@ -182,8 +182,9 @@ def _quantize(drawn: Draw, format_: str, scheme: str) -> tuple[dict[str, Any], s
 
 @lru_cache(maxsize=8)
 def seeds(space: Space) -> tuple[dict[str, Value], ...]:
-    """The shipped recipes as draws, each once in each format it fits: fp32 first, which all others are held against; then what
-    is quick to build and fast to run; what trains last."""
+    """The shipped recipes as draws, each once in each format it fits, what cuts and is quantized without training also at half
+    its strength: fp32 first, which all others are held against; then what is quick to build and fast to run; what trains
+    last."""
     found: list[tuple[tuple[bool, bool, bool, int], dict[str, Value]]] = []
     known = set()
     for name in list_recipes():
@@ -192,17 +193,17 @@ def seeds(space: Space) -> tuple[dict[str, Value], ...]:
             one = draw_of(recipe, precision, space)
             if one is None:
                 continue
-            key = recipe_of(one, space).key
-            if key not in known:
-                known.add(key)
-                scheme = recipe.schemes[0]
-                rank = (
-                    name != "fp32",
-                    recipe.trains,
-                    not scheme.startswith("int8-") or scheme.endswith("weights"),
-                    len(recipe.steps),
-                )
-                found.append((rank, one))
+            quick = recipe.schemes[0] in ("int8-dynamic", "int8-static")
+            rank = (name != "fp32", recipe.trains, not quick, len(recipe.steps))
+            wanted = [one]
+            if quick and len(recipe.steps) > 1 and not recipe.trains:
+                ratios = {k: v / 2 for k, v in one.items() if k.endswith("_ratio") and isinstance(v, float)}
+                wanted.append({**one, **{k: round(v, 2) for k, v in ratios.items()}})
+            for each in wanted:
+                key = recipe_of(each, space).key
+                if key not in known:
+                    known.add(key)
+                    found.append((rank, each))
     return tuple(one for _, one in sorted(found, key=lambda pair: pair[0]))
 
 
