@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgevit.errors import UnknownName, UsageError
 from edgevit.report.page_bundles import NOTHING, FromBundles
-from edgevit.report.page_data import Shown
-from edgevit.results.stats import summarize_all
+from edgevit.report.page_data import DETAIL_RUNS, Shown
 
 if TYPE_CHECKING:
     from edgevit.results.store import Store
@@ -41,7 +40,9 @@ class Source:
         """What is there now. UsageError where there is nothing, unless it is ``live``: then it may come."""
         newest = self.store.latest_batch()
         batch = None if self.everything else self.batch or (newest.id if newest else "")
-        runs = self.store.runs(batch_id=batch)
-        if not runs and not live:
+        summaries = self.store.summaries(batch)
+        if not summaries and not live:
             raise UsageError("there are no runs to report", hint="edgevit bench BUNDLE TARGET")
-        return Shown(summarize_all(runs), runs, len(runs), self.bundles, live)
+        runs = sorted({(s.started_at, s.run_id) for s in summaries})
+        details = self.store.runs_of([run_id for _, run_id in runs[-DETAIL_RUNS:]])
+        return Shown(summaries, details, len(runs), self.bundles, live)

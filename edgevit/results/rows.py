@@ -15,6 +15,8 @@ from sqlalchemy.engine import Connection
 from device_agents import wire
 from edgevit.errors import StoreError
 from edgevit.results import schema
+from edgevit.results.kept import Predictions, code_digest, pack_summaries, unpack_summaries
+from edgevit.results.stats import Summary, summarize
 
 AT_ONCE = 200
 """Runs whose samples are read by one statement: far fewer statements than runs, and never all samples in memory twice."""
@@ -42,15 +44,15 @@ def unpack_int64(data: bytes) -> tuple[int, ...]:
 
 def insert_once(connection: Connection, table: sa.Table, row: dict[str, Any]) -> bool:
     """Insert ``row``; False, changing nothing, where its key is there, also by another writer at this moment."""
-    if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects import postgresql
+    statement = _insert(connection, table).on_conflict_do_nothing()
+    return connection.execute(statement, row, execution_options={"preserve_rowcount": True}).rowcount == 1
 
-        statement: Any = postgresql.insert(table).values(**row).on_conflict_do_nothing()
-    else:
-        from sqlalchemy.dialects import sqlite
 
-        statement = sqlite.insert(table).values(**row).on_conflict_do_nothing()
-    return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
+def _insert(connection: Connection, table: sa.Table) -> Any:
+    """The database's own INSERT, which knows ON CONFLICT; both spell it alike."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def insert_run(connection: Connection, run: wire.Run) -> bool:
@@ -140,6 +142,56 @@ def restore_runs(connection: Connection, found: Sequence[Any]) -> Iterator[wire.
             scores[row.run_id].append(row)
         for row in some:
             yield _restore(row.run_id, row.document, numbers[row.run_id], scores[row.run_id])
+
+
+def keep_summaries(connection: Connection, runs: Sequence[wire.Run]) -> list[list[Summary]]:
+    """Make the summaries of each run and keep them in place of what was kept; returns them."""
+    made = [summarize(run) for run in runs]
+    rows = [
+        {"run_id": run.job.run_id, "code": code_digest(), "document": pack_summaries(one)}
+        for run, one in zip(runs, made, strict=True)
+    ]
+    if rows:
+        # Two who read at once may both make them: the same code makes the same.
+        adding = _insert(connection, schema.summaries)
+        newer = {name: adding.excluded[name] for name in ("code", "document")}
+        connection.execute(adding.on_conflict_do_update(index_elements=["run_id"], set_=newer), rows)
+    return made
+
+
+def kept_summaries(connection: Connection, batch_id: str | None) -> dict[str, list[Summary] | None]:
+    """Run → its summaries with their predictions, oldest run first; None where none are kept that this code would make."""
+    r, k = schema.runs, schema.summaries
+    query = sa.select(r.c.run_id, k.c.document).outerjoin(k, sa.and_(k.c.run_id == r.c.run_id, k.c.code == code_digest()))
+    query = query.order_by(r.c.started_at, r.c.run_id)
+    rows = connection.execute(query if batch_id is None else query.where(r.c.batch_id == batch_id)).all()
+    scored = _predictions(connection, batch_id)
+    found: dict[str, list[Summary] | None] = {}
+    for row in rows:
+        try:
+            found[row.run_id] = None if row.document is None else unpack_summaries(row.document, scored.get(row.run_id, {}))
+        except ValueError:
+            found[row.run_id] = None  # made anew from the run itself, which is what counts
+    return found
+
+
+def _predictions(connection: Connection, batch_id: str | None) -> dict[str, dict[int, Predictions]]:
+    """Run → position → predictions and labels; equal ones, as of a fleet that scored one file, are held once."""
+    m, r = schema.measurements, schema.runs
+    query = sa.select(m.c.run_id, m.c.position, m.c.predictions, m.c.labels).where(m.c.predictions.is_not(None))
+    if batch_id is not None:
+        query = query.join(r, r.c.run_id == m.c.run_id).where(r.c.batch_id == batch_id)
+    held: dict[bytes, tuple[int, ...]] = {}
+
+    def unpack(data: bytes) -> tuple[int, ...]:
+        if data not in held:
+            held[data] = unpack_int64(data)
+        return held[data]
+
+    found: dict[str, dict[int, Predictions]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.run_id, {})[row.position] = (unpack(bytes(row.predictions)), unpack(bytes(row.labels)))
+    return found
 
 
 def _restore(run_id: str, document: str, numbers: Sequence[Any], scores: Sequence[Any]) -> wire.Run:

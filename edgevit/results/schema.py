@@ -88,6 +88,15 @@ choices = Table(
     Column("document", Text, nullable=False),
 )
 
+summaries = Table(
+    "summaries",
+    metadata,
+    Column("run_id", String(60), ForeignKey("runs.run_id"), primary_key=True),
+    # Of the code that made them: edgevit.results.kept.
+    Column("code", String(16), nullable=False),
+    Column("document", Text, nullable=False),
+)
+
 Index("runs_by_target", runs.c.target, runs.c.started_at)
 
 
@@ -104,11 +113,19 @@ def _by_name(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX measurements_by_bundle_name ON measurements (bundle_name, run_id)")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _choices, _by_name)
+def _summaries(connection: Connection) -> None:
+    summaries.create(connection)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _choices, _by_name, _summaries)
 """Number n of the store is the n-th entry, from 1."""
+
+SUMMARIES_VERSION = 4
+"""The first version that keeps summaries."""
 
 
 def tables_of(version: int) -> set[str]:
     """The names of the tables that a store of ``version`` has; none of one that is not there yet."""
     made = {1: {migrations.name, batches.name, runs.name, measurements.name, series.name}, 2: {choices.name}}
+    made[SUMMARIES_VERSION] = {summaries.name}
     return {name for number, names in made.items() if number <= version for name in names}

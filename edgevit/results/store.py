@@ -22,7 +22,8 @@ from edgevit.errors import StoreError
 from edgevit.places import shown_url
 from edgevit.results import schema
 from edgevit.results.engine import open_engine, short
-from edgevit.results.rows import insert_once, insert_run, restore_runs
+from edgevit.results.rows import AT_ONCE, insert_once, insert_run, keep_summaries, kept_summaries, restore_runs
+from edgevit.results.stats import Summary, relate, summarize, summarize_all
 from edgevit.select import Choice
 
 
@@ -180,7 +181,11 @@ class Store:
             if _has(connection, schema.runs.c.run_id, job.run_id):
                 return False
             _insert_batch(connection, Batch(job.batch_id, job.submitted_at, f"submitted by {job.submitted_by}"))
-            return insert_run(connection, run)
+            if not insert_run(connection, run):
+                return False
+            if self._version >= schema.SUMMARIES_VERSION:
+                keep_summaries(connection, [run])
+        return True
 
     def batches(self, limit: int | None = None) -> list[Batch]:
         """Every batch, newest first, or the ``limit`` newest."""
@@ -225,12 +230,37 @@ class Store:
         with self._mapped("reading runs"), self._engine.begin() as connection:
             return list(restore_runs(connection, connection.execute(query).all()))
 
+    def summaries(self, batch_id: str | None = None) -> list[Summary]:
+        """Every measurement of everything, or of a batch, in figures and related to its fp32; oldest run first. The same as of
+        :meth:`runs`, but for operators' times, and far sooner: it is kept. What is not, or was made by other code, is made
+        anew, and kept where the store may be written."""
+        with self._mapped("reading summaries"), self._engine.begin() as connection:
+            if self._version < schema.SUMMARIES_VERSION:
+                return summarize_all(self.runs(batch_id))
+            found = kept_summaries(connection, batch_id)
+        lacking = [run_id for run_id, kept in found.items() if kept is None]
+        for some in _portions(lacking):
+            runs = self.runs_of(some)
+            if self._read_only:
+                made = [summarize(run) for run in runs]
+            else:
+                with self._mapped("keeping summaries"), self._writing.begin() as connection:
+                    made = keep_summaries(connection, runs)
+            found |= {run.job.run_id: one for run, one in zip(runs, made, strict=True)}
+        return relate([s for kept in found.values() for s in kept or ()])
+
     def runs_of(self, run_ids: Sequence[str]) -> list[wire.Run]:
         """The runs of these ids that are there, oldest first."""
         r = schema.runs
         query = sa.select(r.c.run_id, r.c.document).where(r.c.run_id.in_(list(run_ids))).order_by(r.c.started_at, r.c.run_id)
         with self._mapped("reading runs"), self._engine.begin() as connection:
             return list(restore_runs(connection, connection.execute(query).all()))
+
+    def each_run(self, run_ids: Sequence[str]) -> Iterator[wire.Run]:
+        """The runs of these ids in this order, a portion of them in memory at a time."""
+        for some in _portions(run_ids, AT_ONCE):
+            found = {run.job.run_id: run for run in self.runs_of(some)}
+            yield from (found[run_id] for run_id in some if run_id in found)
 
     def last_run(self, target: str) -> wire.Run | None:
         """The run of ``target`` that ended last, with all its samples; None where none came home."""
@@ -264,7 +294,7 @@ class Store:
             for some in _portions(sorted(wanted)):
                 batches = connection.scalars(sa.select(schema.runs.c.batch_id).where(schema.runs.c.run_id.in_(some)).distinct())
                 emptied = list(batches)
-                for table in (schema.series, schema.measurements):
+                for table in (schema.summaries, schema.series, schema.measurements):
                     connection.execute(sa.delete(table).where(table.c.run_id.in_(some)))
                 gone += connection.execute(sa.delete(schema.runs).where(schema.runs.c.run_id.in_(some))).rowcount
                 held = sa.exists().where(schema.runs.c.batch_id == schema.batches.c.batch_id)
