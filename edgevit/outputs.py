@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgevit.errors import UsageError
@@ -41,16 +43,26 @@ def _try_in(folder: Path, path: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """``text`` becomes the file ``path`` in one rename. Raises :class:`UsageError` where it cannot be written."""
+    with writing_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing_whole(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which becomes ``path`` in one rename when the block ends, and goes where it fails.
+
+    Raises :class:`UsageError` where it cannot be written."""
     verify_writable_file(path)
+    part: Path | None = None
     try:
         handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name[:100]}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        os.close(handle)
+        part = Path(name)
+        yield part
+        part.chmod(0o644)
+        part.replace(path)
     except OSError as e:
         raise UsageError(f"{path} cannot be written: {e.strerror or e}", hint=f"df -h {path.absolute().parent}") from e
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)

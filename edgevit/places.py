@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -32,12 +34,29 @@ def data_dir() -> Path:
     return _place("user_data_dir", "data")
 
 
+_named: list[str] = []
+"""Stores named on command lines that are being run, the innermost last."""
+
+
+@contextmanager
+def using_db(url: str) -> Iterator[None]:
+    """Within the block ``url`` (a path or an SQLAlchemy URL) is the operator's store, whatever EDGEVIT_DB says."""
+    _named.append(url)
+    try:
+        yield
+    finally:
+        _named.pop()
+
+
 def db_url() -> str:
-    """EDGEVIT_DB (a path or an SQLAlchemy URL), else a SQLite file in :func:`data_dir`."""
-    given = os.environ.get("EDGEVIT_DB")
-    if given:
-        return given if "://" in given else f"sqlite:///{Path(given).expanduser().absolute()}"
-    return f"sqlite:///{data_dir() / 'results.sqlite'}"
+    """``--db``, else EDGEVIT_DB (each a path or an SQLAlchemy URL), else a SQLite file in :func:`data_dir`."""
+    given = _named[-1] if _named else os.environ.get("EDGEVIT_DB")
+    return as_db_url(given) if given else f"sqlite:///{data_dir() / 'results.sqlite'}"
+
+
+def as_db_url(given: str) -> str:
+    """A path as a SQLite URL; a URL as it is."""
+    return given if "://" in given else f"sqlite:///{Path(given).expanduser().absolute()}"
 
 
 def shown_url(url: str) -> str:

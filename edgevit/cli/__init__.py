@@ -75,12 +75,18 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="edgevit", prog_name="edgevit")
-def cli() -> None:
+@click.option("--db", metavar="URL", help="The results store: a file, or postgresql+psycopg://… (default: EDGEVIT_DB).")
+@click.pass_context
+def cli(context: click.Context, db: str | None) -> None:
     """Make Vision Transformers small and fast, ship them to boards over SSH, measure them there.
 
     First steps: `edgevit demo`, then `edgevit target add NAME USER@HOST` and
     `edgevit run MODEL --weights FILE --recipe fp32 --recipe int8-dynamic --target NAME`.
     """
+    if db:
+        from edgevit.places import using_db
+
+        context.with_resource(using_db(db))
 
 
 def exit_code(error: EdgevitError) -> int:

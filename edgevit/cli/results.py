@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgevit.cli.console import emit_json, json_option, out, say
-from edgevit.cli.model_options import FILE
 from edgevit.cli.results_compare import compare, history
+from edgevit.cli.results_store import export, import_, prune
 from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,14 +88,21 @@ def results() -> None:
     """What has been measured, in batches: one a command that measured."""
 
 
+LISTED = 50
+
+
 @results.command("list")
+@click.option("--limit", type=click.IntRange(0), help=f"The newest so many; 0: all. Default: {LISTED}, with --json all.")
 @json_option
-def list_(as_json: bool) -> None:
-    """Every batch, newest first."""
+def list_(limit: int | None, as_json: bool) -> None:
+    """The batches, newest first."""
     from edgevit.results.store import open_store
 
+    if limit is None:
+        limit = 0 if as_json else LISTED
     with open_store() as store:
-        batches = store.batches()
+        batches = store.batches(limit or None)
+        more = store.count_batches() - len(batches)
     if as_json:
         rows = [{"batch": b.id, "created_at": b.created_at, "command": b.command, "runs": b.runs} for b in batches]
         emit_json("batches", {"batches": rows})
@@ -107,8 +113,10 @@ def list_(as_json: bool) -> None:
     for title in ("batch", "when (UTC)", "runs", "what"):
         table.add_column(title, overflow="fold")
     for b in batches:
-        table.add_row(b.id, b.created_at, str(b.runs), b.command)
+        table.add_row(b.id, b.created_at, f"{b.runs:,}", b.command)
     out().print(table)
+    if more > 0:
+        say(f"{more:,} older batches are not listed; edgevit results list --limit 0")
 
 
 @results.command()
@@ -149,25 +157,6 @@ def choices(choice: str | None, as_json: bool) -> None:
     out().print(render_choices(stored) if choice is None else render_choice(stored[0]))
 
 
-@results.command()
-@click.option("--batch", help="One batch; default: everything.")
-@click.option("-o", "--output", type=FILE, required=True, help="A .json file: runs with every raw sample.")
-def export(batch: str | None, output: Path) -> None:
-    """Runs with every raw sample, as one JSON document."""
-    import json
-
-    from device_agents.wire import encode
-    from edgevit.outputs import verify_writable_file, write_whole
-    from edgevit.results.store import open_store
-
-    verify_writable_file(output)
-    with open_store() as store:
-        runs = store.runs(batch_id=_batch_id(store, batch) if batch else None)
-    document = {"schema": "edgevit.runs/1", "runs": [encode(run) for run in runs]}
-    write_whole(output, json.dumps(document, ensure_ascii=False))
-    say(f"{output}: {len(runs)} runs")
-
-
 def _batch_id(store: Store, wanted: str | None) -> str:
     from edgevit.errors import UnknownName
 
@@ -182,5 +171,5 @@ def _batch_id(store: Store, wanted: str | None) -> str:
     return wanted
 
 
-results.add_command(compare)
-results.add_command(history)
+for _command in (compare, history, export, import_, prune):
+    results.add_command(_command)

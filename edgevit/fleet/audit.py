@@ -262,8 +262,9 @@ def last_activation(entries: Sequence[Entry], target: str) -> Entry | None:
     return None
 
 
-def parse_since(text: str, now: datetime) -> datetime:
-    """``30m``, ``12h``, ``7d``, ``2w`` before ``now``, or an ISO date or time (UTC where it names no zone). UsageError else."""
+def parse_since(text: str, now: datetime, option: str = "--since", hint: str = "edgevit fleet audit") -> datetime:
+    """``30m``, ``12h``, ``7d``, ``2w`` before ``now``, or an ISO date or time (UTC where it names no zone). UsageError else,
+    naming the ``option`` it was given to."""
     span = _SPAN.fullmatch(text.strip().lower())
     if span:
         return now - timedelta(seconds=int(span[1]) * _SPAN_SECONDS[span[2]])
@@ -271,8 +272,8 @@ def parse_since(text: str, now: datetime) -> datetime:
         return _instant(text.strip())
     except ValueError as e:
         raise UsageError(
-            f"--since: got {text!r}, expected a span such as 12h or 7d, or a date such as 2026-01-31",
-            hint="edgevit fleet audit",
+            f"{option}: got {text!r}, expected a span such as 12h or 7d, or a date such as 2026-01-31",
+            hint=hint,
         ) from e
 
 

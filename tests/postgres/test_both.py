@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from edgevit.errors import StoreError
 from edgevit.results import schema
+from edgevit.results.rows import insert_run
 from edgevit.results.store import Batch, RunOutline, Store
 from tests.support.postgres import PASSWORD, Postgres
 from tests.support.runs import failed, run
@@ -80,10 +81,11 @@ def test_a_store_of_the_oldest_version_is_brought_up_and_keeps_its_run(url: str)
     blob = "BYTEA" if url.startswith("postgresql") else "BLOB"
     execute(url, *[text for text in OLDEST.replace("@BLOB@", blob).split(";\n") if text.strip()])
     old = run(run_id="old")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
-        with Store(url) as store:  # as the first release of edgevit would have written it
-            store.add_run(old)
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:  # run by run the rows are those of the first release
+        connection.execute(schema.batches.insert().values(batch_id="b1", created_at=old.started_at, command="bench"))
+        assert insert_run(connection, old)
+    engine.dispose()
     with Store(url, read_only=True) as reading:
         assert reading.runs() == [old] and reading.choices() == []
     assert execute(url, "SELECT max(number) FROM edgevit_migrations") == [(1,)], "reading changes nothing"
