@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def export_to_mlflow(
         progress.finish("mlflow", "in MLflow")
     except (MlflowException, OSError) as e:
         place = shown_url(uri or os.environ.get("MLFLOW_TRACKING_URI", "its default place"))
-        said = str(e).strip().splitlines()[0]
+        said = re.sub(r"://[^/\s@]*@", "://", str(e).strip().splitlines()[0])  # it repeats the address, password and all
         raise EdgevitError(f"MLflow at {place} said: {said}", hint="edgevit results export --format mlflow --to URI") from e
     return added, len(rows) - added
 
