@@ -23,12 +23,20 @@ from edgevit.fleet.inventory import Target
 from edgevit.loopback_sshd import LoopbackSshd, find_sshd
 from tests.support.sshd import Account, lend_runtime, target_of
 
-NETWORK = "10.214"
+
+@functools.cache
+def network() -> str:
+    """The first two numbers of addresses that no other process here uses for such devices."""
+    used = _ip("-4", "addr").stdout.decode()
+    free = (f"10.{128 + (os.getpid() + i) % 100}" for i in range(100))
+    return next(one for one in free if f" {one}." not in used)
 
 
 @functools.cache
 def namespaces_absent() -> str:
-    """Why network namespaces cannot be made here; empty where they can."""
+    """Why network namespaces cannot be made here; empty where they can. EDGEVIT_TEST_FLEET=loopback does without them."""
+    if os.environ.get("EDGEVIT_TEST_FLEET") == "loopback":
+        return "EDGEVIT_TEST_FLEET=loopback"
     if os.getuid() != 0:
         return "only root may make network namespaces"
     if shutil.which("ip") is None:
@@ -146,7 +154,7 @@ def running_device(account: Account, number: int, *, rate: str = "") -> Iterator
 def _namespace(number: int, rate: str) -> Iterator[tuple[str, str, str]]:
     """(its name, the host's end of its link, its address)."""
     name, here, there = f"evt-{os.getpid()}-{number}", f"evh{os.getpid() % 100_000}-{number}", "eth0"
-    host, device = f"{NETWORK}.{number}.1", f"{NETWORK}.{number}.2"
+    host, device = f"{network()}.{number}.1", f"{network()}.{number}.2"
     _remove_stale()
     _ip("netns", "add", name, check=True)
     try:
