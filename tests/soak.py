@@ -16,6 +16,7 @@ from tests.support.deploy_kills import deploy_trials
 from tests.support.fuzz import fuzz, make_readers
 from tests.support.kills import run_trials
 from tests.support.sabotage import kill_steps
+from tests.support.tune_kills import tune_trials
 
 
 class Tally(Protocol):
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--deploys", type=int, default=100, help="kills of the operator while it deploys to three devices")
     parser.add_argument("--steps", type=float, default=1.0, help="share of the agent's steps that are killed before")
     parser.add_argument("--cuts", type=int, default=20, help="of one upload's connection at random points")
+    parser.add_argument("--searches", type=int, default=8, help="kills of an operator who searches for a recipe")
     parser.add_argument("--inputs", type=int, default=100_000, help="damaged inputs for the readers of untrusted bytes")
     a = parser.parse_args()
     problems: list[str] = []
@@ -49,6 +51,7 @@ def main() -> int:
     told("kills at every step", lambda folder: kill_steps(folder / "work", make_signer(folder / "keys"), a.seed, a.steps))
     told("kills at random moments", lambda folder: run_trials(folder, a.seed, a.kills))
     told("operators killed while they deploy", lambda folder: deploy_trials(folder, a.seed, a.deploys))
+    told("searches killed at random moments", lambda folder: tune_trials(folder, a.seed, a.searches))
     for problem in problems:
         print(f"  PROBLEM {problem}")
     return int(bool(problems))

@@ -264,6 +264,7 @@ class Road:
     def __init__(self, store: Store, progress: Progress, key: Path) -> None:
         self.store, self.progress, self.key = store, progress, key
         self.host: Host | None = None
+        self.facts: dict[str, Facts] = {}
         self.code = 0
 
     def visit(self, names: Sequence[str]) -> dict[str, Facts]:
@@ -279,7 +280,8 @@ class Road:
 
         done, code = each_target(names, work, sign_key=self.key)
         self.code = max(self.code, code)
-        return dict(done)
+        self.facts = dict(done)
+        return self.facts
 
     def measure(self, wanted: Mapping[str, Sequence[Candidate]], plan: RunPlan) -> Measured:
         """One job a target with all that is wanted of it, interleaved."""
@@ -317,7 +319,8 @@ class Road:
         from edgevit.plans import memory_limit_mb
         from edgevit.variants import list_variants
 
-        name, facts = session.target.name, session.agent.probe()
+        name = session.target.name
+        facts = self.facts[name]
         profile = session.profile(facts)
         variants: list[Variant] = []
         for c in candidates:

@@ -8,7 +8,7 @@ drifts from job to job cancels.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from device_agents.wire import Run, RunPlan
@@ -60,7 +60,13 @@ class _Taken:
 
 
 def read_figures(
-    runs: Iterable[Run], candidates: Sequence[Candidate], baseline: Candidate, plan: RunPlan, *, anyway: bool
+    runs: Iterable[Run],
+    candidates: Sequence[Candidate],
+    baseline: Candidate,
+    plan: RunPlan,
+    *,
+    anyway: bool,
+    summarized: Callable[[Run], Sequence[Summary]] = summarize,
 ) -> dict[str, Figures]:
     """Figures by a candidate's key, of ``runs`` of one target under ``plan``; those never measured are absent.
     INVALID measurements count only with ``anyway``."""
@@ -69,7 +75,7 @@ def read_figures(
     attempts: dict[str, list[str]] = {}
     doubts: dict[str, str] = {}
     for run in sorted((r for r in runs if r.job.plan == plan), key=lambda r: (r.started_at, r.job.run_id)):
-        summaries = {(s.bundle, s.threads): s for s in summarize(run)}
+        summaries = {(s.bundle, s.threads): s for s in summarized(run)}
         base = summaries.get((baseline.bundle, baseline.threads))
         for one in candidates:
             own = summaries.get((one.bundle, one.threads)) if one.built else None

@@ -16,6 +16,7 @@ from typing import Protocol
 from device_agents.wire import Run, RunPlan
 from edgevit.plans import PLANS
 from edgevit.progress import Progress
+from edgevit.results.stats import Summary, summarize
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.figures import Figures, read_figures
 from edgevit.tune.host import Host
@@ -82,6 +83,7 @@ class Search:
     on_front: Callable[[str, Candidate, Figures], None] = lambda target, candidate, figures: None
     ended: str = ""
     _known: dict[tuple[str, str], dict[str, Figures]] = field(default_factory=dict)
+    _summaries: dict[str, Sequence[Summary]] = field(default_factory=dict)
     _announced: set[tuple[str, str]] = field(default_factory=set)
 
     # ---- the way -----------------------------------------------------------------------------------------------------
@@ -202,8 +204,16 @@ class Search:
         if (target, plan.name) not in self._known:
             built = [c for c in self.candidates.values() if c.built]
             runs = self.runs.get(target, [])
-            self._known[target, plan.name] = read_figures(runs, built, self.baseline, plan, anyway=self.anyway)
+            self._known[target, plan.name] = read_figures(
+                runs, built, self.baseline, plan, anyway=self.anyway, summarized=self._summarized
+            )
         return self._known[target, plan.name]
+
+    def _summarized(self, run: Run) -> Sequence[Summary]:
+        run_id = run.job.run_id
+        if run_id not in self._summaries:
+            self._summaries[run_id] = summarize(run)
+        return self._summaries[run_id]
 
     def table(self, target: str) -> LatencyTable:
         """The latency table learned on a target."""

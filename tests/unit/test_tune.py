@@ -222,7 +222,7 @@ class Bench:
                     one.variant, bundle=c.bundle, artifact=f"{c.format}-{c.scheme}", threads=c.threads
                 )
                 measurements.append(dataclasses.replace(one, variant=variant, series=series))
-            made = runs.run(target, f"b{self.jobs}", measurements=tuple(measurements))
+            made = runs.run(target, f"b{id(self)}-{self.jobs}", measurements=tuple(measurements))
             came[target] = [dataclasses.replace(made, job=dataclasses.replace(made.job, plan=plan))]
         return Measured(came, dead, {})
 
