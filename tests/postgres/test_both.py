@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from edgevit.errors import StoreError
 from edgevit.results import schema
 from edgevit.results.rows import insert_run
+from edgevit.results.stats import summarize_all
 from edgevit.results.store import Batch, RunOutline, Store
 from tests.support.postgres import PASSWORD, Postgres
 from tests.support.runs import failed, run
@@ -55,6 +56,19 @@ def test_many_runs_are_read_in_portions_and_in_order(url: str, monkeypatch: pyte
         for one in reversed(several):
             store.add_run(one)
         assert store.runs() == several
+
+
+def test_summaries_are_kept_and_made_anew_where_they_are_not(url: str) -> None:
+    with Store(url) as store:
+        for number in range(3):
+            store.add_run(run(run_id=f"r{number}", measurements=(*run().measurements, failed())))
+        expected = summarize_all(store.runs())
+        assert store.summaries() == expected == store.summaries("b1")
+        execute(url, "UPDATE summaries SET code = 'older' WHERE run_id = 'r0'", "DELETE FROM summaries WHERE run_id = 'r1'")
+        with Store(url, read_only=True) as reading:
+            assert reading.summaries() == expected
+        assert store.summaries() == expected
+    assert execute(url, "SELECT count(*) FROM summaries WHERE code <> 'older'") == [(3,)]
 
 
 def _add(address: str, number: int) -> int:

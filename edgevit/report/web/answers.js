@@ -22,11 +22,11 @@ function card(a, many) {
   const told = [];
   if (a.each.length) told.push(fact(`Each of the ${a.each.length} targets`, a.each));
   if (a.behind.length) told.push(fact(`Might be shipped too, ${a.behind.length}`, a.behind));
-  if (a.dropped.length) told.push(fact(`Must not be shipped, ${a.dropped.length}`, a.dropped));
+  if (a.dropped.length) told.push(fact(`Must not be shipped, ${a.dropped.length}`, a.dropped, a.word === "none"));
   box.append(...told);
   return box;
 }
 
-function fact(title, pairs) {
-  return el("details", {}, el("summary", {}, title), el("dl", { class: "pairs" }, pairs.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
+function fact(title, pairs, open = false) {
+  return el("details", { open }, el("summary", {}, title), el("dl", { class: "pairs" }, pairs.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
 }

@@ -61,9 +61,10 @@ function table(act) {
   const targets = distinct(shown.map((i) => text("target", i))).length > 1, models = distinct(shown.map((i) => text("model", i))).length > 1;
   const heads = [{ key: "label", title: "variant", left: true }, ...(targets ? [{ key: "target", title: "target", left: true }] : []), ...(models ? [{ key: "model", title: "model", left: true }] : []), ...columns, { key: "verdict", title: "verdict", left: true }];
   const rows = shown.slice(0, chosen.limit);
+  const again = d3.rollup(shown, (some) => new Set(some.map((i) => text("run", i))).size > 1, (i) => text("target", i));
   const made = el("table", {},
     el("thead", {}, el("tr", {}, heads.map((c) => head(c, act)))),
-    el("tbody", {}, rows.flatMap((i) => row(i, columns, targets, models, heads.length))));
+    el("tbody", {}, rows.flatMap((i) => row(i, columns, targets, models, heads.length, again.get(text("target", i))))));
   const parts = [el("div", { class: "scroll", tabindex: "0" }, made)];
   if (shown.length > rows.length) {
     parts.push(el("button", { class: "more", on: { click: () => { chosen.limit *= 4; act(); } } }, `${count(shown.length - rows.length, "more row")}`));
@@ -86,12 +87,12 @@ function head(c, act) {
     el("button", { "data-sort": c.key, on: { click: turn } }, c.title, c.unit ? el("small", {}, ` ${c.unit}`) : null, el("i", {}, on ? (down ? "▼" : "▲") : "")));
 }
 
-function row(i, columns, targets, models, span) {
+function row(i, columns, targets, models, span, again) {
   const toggle = () => { chosen.open.has(i) ? chosen.open.delete(i) : chosen.open.add(i); drawTable(); };
   const word = text("verdict", i), open = chosen.open.has(i);
   const cells = [
     el("td", { class: "name" }, el("button", { class: "open", "aria-expanded": String(open), on: { click: toggle } }, el("span", {}, breakable(text("label", i)))),
-      el("small", {}, [text("runtime", i), text("version", i)].filter(Boolean).join(" "), ` · ${text("provider", i)} · ${count(number("threads", i), "thread")}`)),
+      el("small", {}, [text("runtime", i), text("version", i)].filter(Boolean).join(" "), ` · ${text("provider", i)} · ${count(number("threads", i), "thread")}`, again ? ` · ${text("plan", i)}, ${minute(text("started", i))}` : null)),
     targets ? el("td", { class: "left" }, text("target", i)) : null, models ? el("td", { class: "left" }, text("model", i)) : null,
     ...columns.map((c) => cell(i, c)),
     el("td", { class: `left ${word.toLowerCase()}` }, WORDS[word], word === "warned" ? el("small", {}, "with a warning") : null)];
