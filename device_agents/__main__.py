@@ -252,7 +252,7 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
 }
 
 
-CHANGING = ("install", "activate", "rollback", "gc", "provision", "unprovision")
+CHANGING = ("install", "activate", "rollback", "gc")
 """Commands that look at the operators' lock; a test holds them against :mod:`device_agents.operator_lock`, which the others
 need not import."""
 

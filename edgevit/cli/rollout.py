@@ -273,7 +273,7 @@ class _Wave:
         def one(target: Target, progress: Progress) -> Active:
             progress.start(target.name, f"{target.name}: going back")
             try:
-                return self._restore(target, shipped[target.name], why)
+                return self._restore(target, shipped[target.name], why, progress)
             finally:
                 progress.finish(target.name)
 
@@ -283,7 +283,7 @@ class _Wave:
         self._course.ends.update({name: "NOT rolled back" for name, _ in failed})
         self._course.failed += failed
 
-    def _restore(self, target: Target, shipped: Shipped, why: str) -> Active:
+    def _restore(self, target: Target, shipped: Shipped, why: str, progress: Progress) -> Active:
         before = shipped.before
         with recording(Action("rollback", {"why": why, "wave": self._number}), target) as record:
             if before is None:
@@ -298,7 +298,10 @@ class _Wave:
                 take_lock(session.agent, self._order.operator)
                 return restore(session.agent, shipped.active.activated_at, wanted)
 
-            active, _ = keep_trying(lambda: open_session(target), one, retries=self._order.retries, on_wait=lambda text: None)
+            def again(text: str) -> None:
+                progress.start(target.name, f"{target.name}: {text}")
+
+            active, _ = keep_trying(lambda: open_session(target), one, retries=self._order.retries, on_wait=again)
             record.note(bundle=active.bundle_name, version=active.bundle_version, digest=active.variant.bundle)
             record.note(variant=describe(active.variant), policy=active.policy)
             return active

@@ -28,7 +28,7 @@ SILENCE_S = 60.0
 
 END_S = 30.0
 EXIT_REFUSED = 10
-UNDER_THE_LOCK = ("install", "activate", "rollback", "gc", "provision", "unprovision")
+UNDER_THE_LOCK = ("install", "activate", "rollback", "gc")
 """Commands that tell the device whose lock they work under."""
 EXIT_NOT_FOUND = (126, 127)
 JETPACK4 = "sudo apt install python3.8 python3.8-venv (JetPack 4), then edgevit target add … --python python3.8"

@@ -97,7 +97,8 @@ def _judge(name: str, run: Run, a: Measurement, b: Measurement, limits: Limits) 
 def judge_p90(comparison: Comparison, growth: float) -> Gate:
     """Held where the upper end of the ratio's interval is at most 1 + ``growth`` %."""
     if comparison.ratio is None or comparison.interval is None:
-        return _unjudged("p90", "; ".join([comparison.absent, *comparison.left_out]))
+        more = [f"{len(comparison.left_out) - 1} more were left out"] if len(comparison.left_out) > 1 else []
+        return _unjudged("p90", "; ".join([comparison.absent, *comparison.left_out[:1], *more]))
     low, high = comparison.interval
     limit = 1.0 + growth / 100.0
     shown = f"p90 {comparison.ratio:.3f} times what it was ({low:.3f} to {high:.3f}, 95 %), at most {limit:.3f} is allowed"

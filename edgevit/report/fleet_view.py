@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgevit.fleet.check import Checked
     from edgevit.fleet.status import Deployed, Standing
 
-HIDDEN = ("bundle", "version", "digest", "policy")
+HIDDEN = ("bundle", "version", "digest", "policy", "activated_at", "send_ms")
 STYLES = {"ok": "green", "warning": "yellow"}
 
 

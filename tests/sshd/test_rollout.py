@@ -190,9 +190,15 @@ def test_a_wave_whose_gate_does_not_hold_goes_back_whole_and_the_next_is_not_beg
     assert [(e.action, e.outcome) for e in entries] == [("deploy", "done"), ("gate", "failed"), ("rollback", "done")]
     assert "top-1" in str(entries[2].details["why"])
 
+    # As where a roll-out was killed after it had deployed to the first and before it had judged it.
+    assert run_cli(["deploy", str(bundles[6]), "box-1"]) == 0
     code, done, _ = command(capsys, "deploy", bundles[6], *two, *waves)
     assert (code, done["decision"]) == (0, "finished")
-    assert [row["wave"] for row in done["targets"]] == [1, 2] and active(fleet, *two) == dict.fromkeys(two, 6)
+    assert [(row["wave"], row["outcome"], len(row["gates"])) for row in done["targets"]] == [
+        (1, "was there", 2),
+        (2, "deployed", 2),
+    ]
+    assert active(fleet, *two) == dict.fromkeys(two, 6)
     judged = sum(e.action == "gate" for e in read_log(audit_path()).entries)
     code, again, _ = command(capsys, "deploy", bundles[6], *two, *waves)
     assert code == 0 and [row["outcome"] for row in again["targets"]] == ["was there"] * 2
