@@ -42,7 +42,8 @@ class Source:
         batch = None if self.everything else self.batch or (newest.id if newest else "")
         summaries = self.store.summaries(batch)
         if not summaries and not live:
-            raise UsageError("there are no runs to report", hint="edgevit bench BUNDLE TARGET")
+            told = f"batch {self.batch} holds no run yet" if self.batch else "nothing has been measured yet"
+            raise UsageError(told, hint="edgevit bench BUNDLE TARGET")
         runs = sorted({(s.started_at, s.run_id) for s in summaries})
         details = self.store.runs_of([run_id for _, run_id in runs[-DETAIL_RUNS:]])
         return Shown(summaries, details, len(runs), self.bundles, live)
