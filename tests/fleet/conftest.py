@@ -10,8 +10,9 @@ import pytest
 from edgevit.fleet.connect import connect, trust
 from edgevit.fleet.inventory import add_target
 from edgevit.places import config_dir, fleet_path
+from edgevit.plans import PLANS
 from edgevit.transport.prompts import NoPrompts
-from tests.support.agent_bundle import Signer, make_signer
+from tests.support.agent_bundle import FAST_PLAN, Signer, make_signer
 from tests.support.fleet import Device, Runtime, namespaces_absent, running_device
 from tests.support.sshd import Account, test_account
 
@@ -48,6 +49,8 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEVIT_HOME", str(tmp_path / "edgevit"))
     for name in ("SSH_AUTH_SOCK", "EDGEVIT_DB", "EDGEVIT_FLEET"):
         monkeypatch.delenv(name, raising=False)
+    # How long is measured is no matter of these tests.
+    monkeypatch.setitem(PLANS, "quick", FAST_PLAN)
 
 
 @pytest.fixture

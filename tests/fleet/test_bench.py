@@ -1,0 +1,84 @@
+"""One plan over several devices and bundles: all of them busy with fewer connections, one job a device, differences told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_agents import wire
+from edgevit.cli import run_cli
+from edgevit.fleet.agent import Agent
+from edgevit.results.store import open_store
+from tests.support import agent_bundle as tiny
+from tests.support.agent_bundle import Signer
+from tests.support.fleet import Device
+
+
+def test_all_devices_are_given_their_job_over_one_connection_before_one_is_waited_for(
+    fleet: list[Device],
+    signer: Signer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = tiny.make_bundle(signer).write(tmp_path / "first")
+    second = tiny.make_bundle(signer, name="other", onnx_model=None, version=2).write(tmp_path / "second")
+    order: list[str] = []
+    submit, follow = Agent.submit, Agent.follow
+
+    def noted_submit(self: Agent, job: wire.Job) -> bool:
+        order.append("submit")
+        return submit(self, job)
+
+    def noted_follow(self: Agent, *words: Any) -> wire.Run:
+        order.append("follow")
+        return follow(self, *words)
+
+    monkeypatch.setattr(Agent, "submit", noted_submit)
+    monkeypatch.setattr(Agent, "follow", noted_follow)
+    names = [device.target.name for device in fleet]
+    argv = ["bench", str(first), *names, "--and", str(second), "--plan", "quick", "--at-once", "1", "--json"]
+    assert run_cli(argv) == 0
+    said = capsys.readouterr()
+    assert order == ["submit"] * 3 + ["follow"] * 3
+    document = json.loads(said.out)
+    with open_store() as store:
+        runs = store.runs(batch_id=document["batch"])
+    assert sorted(run.job.target for run in runs) == sorted(names)
+    for run in runs:
+        assert [m.bundle_name for m in run.measurements] == ["tiny", "other"], "both in one job"
+    spreads = document["device_spread"]
+    # Both bundles hold the same file: one variant, on three devices of one profile, whatever of it is VALID here.
+    assert {spread["profile"] for spread in spreads} == {"generic-x86-64"}
+    for spread in spreads:
+        counted = spread["found"]["devices"] if spread["found"] else 0
+        assert counted + len(spread["not_valid"]) == 3 or spread["found"] is None
+
+
+def test_the_same_bundle_twice_and_against_with_and_are_refused(
+    signer: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = tiny.make_bundle(signer).write(tmp_path / "one")
+    two = tiny.make_bundle(signer, version=2).write(tmp_path / "two")
+    assert run_cli(["bench", str(one), "local", "--and", str(one)]) == 2
+    assert "given twice" in capsys.readouterr().err
+    assert run_cli(["bench", str(one), "local", "--and", str(two), "--against", str(two)]) == 2
+    assert "leave --and out" in capsys.readouterr().err
+
+
+def test_a_profile_that_the_board_contradicts_is_refused_naming_both(
+    box: Device, signer: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgevit.fleet.inventory import add_target
+    from edgevit.places import fleet_path
+
+    add_target(fleet_path(), box.target.model_copy(update={"name": "wrong", "profile": "raspberry-pi-4b"}))
+    bundle = tiny.make_bundle(signer).write(tmp_path / "bundle")
+    assert run_cli(["bench", str(bundle), "wrong", "--plan", "quick"]) == 2
+    said = capsys.readouterr().err
+    assert "raspberry-pi-4b" in said and "x86_64" in said
+    assert run_cli(["bench", str(bundle), "tag:nowhere"]) == 2
+    assert "no tag named 'nowhere'" in capsys.readouterr().err
