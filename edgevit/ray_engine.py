@@ -6,6 +6,7 @@ and, under the same path, the cache and the images: both are checked before a no
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -107,7 +108,7 @@ def open_ray(jobs: int | None) -> Iterator[RayEngine]:
     cluster = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if cluster else {"include_dashboard": False}
     try:
-        ray.init(log_to_driver=False, **local)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as e:
         where = f"at RAY_ADDRESS={cluster}" if cluster else "on this machine"
         raise UsageError(f"Ray did not start {where}: {str(e)[:400]}", hint="ray status") from e

@@ -167,7 +167,7 @@ class Search:
         """The next draws that are new; what was drawn before is told as it ended and drawn over."""
         batch: list[tuple[int, Drawn]] = []
         known = {c.key: c for c in self.candidates.values()}
-        room = AT_ONCE if self.effort.trials is None else min(AT_ONCE, self.effort.trials - len(self.candidates))
+        room = self._room()
         same = 0
         shipped = seeds(self.space)
         while len(batch) < room and same < SAME_IN_A_ROW:
@@ -184,6 +184,12 @@ class Search:
         if not batch:
             self.trials.set("exhausted", True)
         return batch
+
+    def _room(self) -> int:
+        """How many draws the next batch has: no more than the effort allows, as candidates have taken so far."""
+        each = self.spent / len(self.candidates)
+        room = min(AT_ONCE, max(1, int((self.effort.seconds - self.spent) / each))) if each else AT_ONCE
+        return room if self.effort.trials is None else min(room, self.effort.trials - len(self.candidates))
 
     def _by_space(self, trial: Trial) -> dict[str, Value]:
         return draw(trial, self.space)
