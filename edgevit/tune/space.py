@@ -129,7 +129,7 @@ def recipe_of(drawn: Draw, space: Space) -> Drawn:
         steps.append({"merge_tokens": merge})
         places = "".join(f" {n}@{block}" for block, n in merge.get("merge", {}).items())
         words.append(f"merge{places}" if places else f"merge {merge['ratio']:g}")
-    if drawn.get("recovery"):
+    if drawn.get("recovery") and steps:
         steps.append({"distil": {"steps": drawn["recovery"]}})
         words.append(f"recover {drawn['recovery']}")
     settings, word = _quantize(drawn, format_, scheme)
