@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -15,8 +15,10 @@ from sqlalchemy.engine import Connection
 from device_agents import wire
 from edgevit.errors import StoreError
 from edgevit.results import schema
-from edgevit.results.kept import Predictions, code_digest, pack_summaries, unpack_summaries
-from edgevit.results.stats import Summary, summarize
+
+if TYPE_CHECKING:
+    from edgevit.results.kept import Predictions
+    from edgevit.results.stats import Summary
 
 AT_ONCE = 200
 """Runs whose samples are read by one statement: far fewer statements than runs, and never all samples in memory twice."""
@@ -146,6 +148,9 @@ def restore_runs(connection: Connection, found: Sequence[Any]) -> Iterator[wire.
 
 def keep_summaries(connection: Connection, runs: Sequence[wire.Run]) -> list[list[Summary]]:
     """Make the summaries of each run and keep them in place of what was kept; returns them."""
+    from edgevit.results.kept import code_digest, pack_summaries
+    from edgevit.results.stats import summarize
+
     made = [summarize(run) for run in runs]
     rows = [
         {"run_id": run.job.run_id, "code": code_digest(), "document": pack_summaries(one)}
@@ -161,6 +166,8 @@ def keep_summaries(connection: Connection, runs: Sequence[wire.Run]) -> list[lis
 
 def kept_summaries(connection: Connection, batch_id: str | None) -> dict[str, list[Summary] | None]:
     """Run → its summaries with their predictions, oldest run first; None where none are kept that this code would make."""
+    from edgevit.results.kept import code_digest, unpack_summaries
+
     r, k = schema.runs, schema.summaries
     query = sa.select(r.c.run_id, k.c.document).outerjoin(k, sa.and_(k.c.run_id == r.c.run_id, k.c.code == code_digest()))
     query = query.order_by(r.c.started_at, r.c.run_id)

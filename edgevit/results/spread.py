@@ -1,5 +1,6 @@
 """Device-to-device spread of one variant on devices of one profile, apart from the noise of measuring it. Pure.
 
+A machine that two targets name (``local`` and its own sshd, two accounts) is one device: they share the kernel's boot id.
 The estimate is :func:`edgevit.results.variance.variance_components` over the medians of the worker processes. Only VALID
 measurements enter: noise of others is no property of a device.
 """
@@ -43,17 +44,34 @@ def device_spreads(runs: Sequence[Run], summaries: Sequence[Summary], batch: str
         if s.sustained is None:
             key = (profiles[s.run_id], s.artifact_sha256 or s.artifact, s.runtime, s.provider, s.threads, s.batch, s.plan)
             groups.setdefault(key, []).append(s)
+    device = devices_of(summaries)
     asked = [
-        (key, group) for key, group in groups.items() if len({s.target for s in group if not batch or s.batch_id == batch}) > 1
+        (key, group)
+        for key, group in groups.items()
+        if len({device[s.target] for s in group if not batch or s.batch_id == batch}) > 1
     ]
-    return [_spread(key[0], group) for key, group in asked]
+    return [_spread(key[0], group, device) for key, group in asked]
 
 
-def _spread(profile: str, group: Sequence[Summary]) -> DeviceSpread:
+def devices_of(summaries: Sequence[Summary]) -> dict[str, str]:
+    """Target → the device it is, named after the first target that was on it."""
+    device: dict[str, str] = {}
+    booted: dict[str, str] = {}
+    for s in summaries:
+        here = device.get(s.target) or booted.get(s.boot_id or "") or s.target
+        other = booted.setdefault(s.boot_id, here) if s.boot_id else here
+        device[s.target] = here
+        if other != here:  # two names until this run showed that they are one
+            device = {target: here if name == other else name for target, name in device.items()}
+            booted = {boot: here if name == other else name for boot, name in booted.items()}
+    return device
+
+
+def _spread(profile: str, group: Sequence[Summary], device: Mapping[str, str]) -> DeviceSpread:
     measured: dict[str, list[Sequence[float]]] = {}
     for s in group:
         if s.rankable and s.process_p50_ms:
-            measured.setdefault(s.target, []).append(s.process_p50_ms)
+            measured.setdefault(device[s.target], []).append(s.process_p50_ms)
     first = group[0]
     return DeviceSpread(
         profile=profile,
@@ -63,7 +81,7 @@ def _spread(profile: str, group: Sequence[Summary]) -> DeviceSpread:
         provider=first.provider,
         threads=first.threads,
         found=variance_components(measured) if len(measured) > 1 else None,
-        not_valid=tuple(dict.fromkeys(s.target for s in group if s.target not in measured)),
+        not_valid=tuple(dict.fromkeys(s.target for s in group if device[s.target] not in measured)),
     )
 
 

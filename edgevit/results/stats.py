@@ -52,7 +52,7 @@ class Summary:
     ``sampler_cpu`` is the share of one core that watching the board took while timed. What is None has its reason in the field
     of the same name ending in ``_absent``. ``interval_of`` says what the intervals repeat: ``processes``, or ``samples`` where
     there are too few of those: what differs from process to process is then not in them. ``mismatch``: how the outputs differ
-    from those recorded at build time, or empty.
+    from those recorded at build time, or empty. ``boot_id``: the kernel's name for the board's time since it started.
     """
 
     run_id: str
@@ -107,6 +107,7 @@ class Summary:
     frequency_mhz: tuple[float, float] | None = None
     throttle: tuple[str, ...] = ()
     governor: str = ""
+    boot_id: str | None = None
     gpu_load: tuple[float, float] | None = None
     gpu_frequency_mhz: tuple[float, float] | None = None
     energy_mj: float | None = None
@@ -245,6 +246,7 @@ def _summarize_one(run: Run, m: Measurement, verdict: Verdict) -> Summary:
         batch_id=run.job.batch_id,
         target=run.job.target,
         board=run.facts.board_model or run.facts.cpu_model or run.facts.machine,
+        boot_id=run.facts.boot_id,
         model=m.model,
         recipe=m.recipe,
         bundle=m.variant.bundle,
@@ -351,6 +353,7 @@ def _never_reached(run: Run, variant: Variant) -> Summary:
         batch_id=run.job.batch_id,
         target=run.job.target,
         board=run.facts.board_model or run.facts.cpu_model or run.facts.machine,
+        boot_id=run.facts.boot_id,
         model=models.pop() if len(models) == 1 else "",
         recipe="",
         bundle=variant.bundle,

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -23,8 +24,10 @@ from edgevit.places import shown_url
 from edgevit.results import schema
 from edgevit.results.engine import open_engine, short
 from edgevit.results.rows import AT_ONCE, insert_once, insert_run, keep_summaries, kept_summaries, restore_runs
-from edgevit.results.stats import Summary, relate, summarize, summarize_all
-from edgevit.select import Choice
+
+if TYPE_CHECKING:
+    from edgevit.results.stats import Summary
+    from edgevit.select import Choice
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,8 @@ class Store:
         """Every measurement of everything, or of a batch, in figures and related to its fp32; oldest run first. The same as of
         :meth:`runs`, but for operators' times, and far sooner: it is kept. What is not, or was made by other code, is made
         anew, and kept where the store may be written."""
+        from edgevit.results.stats import relate, summarize, summarize_all
+
         with self._mapped("reading summaries"), self._engine.begin() as connection:
             if self._version < schema.SUMMARIES_VERSION:
                 return summarize_all(self.runs(batch_id))
@@ -354,6 +359,8 @@ def _insert_choice(connection: Connection, stored: StoredChoice) -> bool:
 
 
 def _choice(choice_id: str, document: str) -> Choice:
+    from edgevit.select import Choice
+
     try:
         return wire.loads(Choice, document.encode("utf-8"), "choice", wire.MAX_RUN_BYTES)
     except wire.WireError as e:
