@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from device_agents import wire
-from edgevit.build import BuildRequest
+from edgevit.build import BuildRequest, code_digest
 from edgevit.bundle import Bundle
 from edgevit.cache import Cache, digest_of
 from edgevit.engines import Engine, run_all
@@ -124,7 +124,7 @@ class Host:
     def _survey(self) -> Survey:
         source = self.asked.model.source
         identity = source.fast_digest(self.cache)
-        key = digest_of("tune survey", identity)
+        key = digest_of("tune survey", identity, code_digest())
         known = None if identity is None else self.cache.get(key)
         if known is not None and identity is not None:
             meta = known.meta
