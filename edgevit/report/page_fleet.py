@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgevit.report.page_rows import short
+from edgevit.results.spread import devices_of
 from edgevit.results.stats import Summary
 from edgevit.results.variance import Component, variance_components
 
@@ -16,10 +17,11 @@ def fleet_groups(summaries: Sequence[Summary], rows: Mapping[int, int]) -> list[
     """One group for each variant that is VALID on two or more targets of one board: the newest figure of each target, and the
     spread by source. Most devices first."""
     found: dict[Key, dict[str, list[Summary]]] = {}
+    device = devices_of(summaries)
     for s in summaries:
         if s.rankable and s.sustained is None and s.p50_ms:
             key = (s.board, s.model, s.artifact_sha256, s.runtime, s.provider, s.threads)
-            found.setdefault(key, {}).setdefault(s.target, []).append(s)
+            found.setdefault(key, {}).setdefault(device[s.target], []).append(s)
     groups = [_group(devices, rows) for devices in found.values() if len(devices) > 1]
     return sorted(groups, key=lambda g: -len(g["rows"]))
 
@@ -27,7 +29,7 @@ def fleet_groups(summaries: Sequence[Summary], rows: Mapping[int, int]) -> list[
 def _group(devices: Mapping[str, Sequence[Summary]], rows: Mapping[int, int]) -> dict[str, Any]:
     newest = [max(runs, key=lambda s: (s.started_at, s.run_id)) for runs in devices.values()]
     newest.sort(key=lambda s: (s.p50_ms or 0.0, s.target))
-    measured = {target: [s.process_p50_ms or (s.p50_ms or 0.0,) for s in runs] for target, runs in devices.items()}
+    measured = {name: [s.process_p50_ms or (s.p50_ms or 0.0,) for s in runs] for name, runs in devices.items()}
     told = variance_components(measured)
     return {
         "board": newest[0].board,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from device_agents.wire import Run
 from edgevit.report.spread_view import json_spreads, render_spreads
-from edgevit.results.spread import device_spreads, extremes
+from edgevit.results.spread import device_spreads, devices_of, extremes
 from edgevit.results.stats import Summary
 from tests.support.judged import summaries
 from tests.support.runs import run
@@ -72,6 +74,28 @@ def test_another_board_variant_or_batch_is_another_matter() -> None:
     threads = dataclasses.replace(b[1], threads=b[1].threads + 1)
     assert device_spreads([a[0], b[0]], [a[1], threads]) == []
     assert device_spreads([a[0], b[0]], [a[1], b[1]], "another") == []
+
+
+def test_a_machine_of_two_names_is_one_device() -> None:
+    """``local`` and its own sshd share the kernel's boot id; after a reboot each name still is the same machine."""
+    named = [("local", "boot-1"), ("box", "boot-1"), ("box", "boot-2"), ("other", "boot-3")]
+    one = [measured(name, (10.0, 10.1), n, boot_id=boot) for n, (name, boot) in enumerate(named)]
+    found = [s for _, s in one]
+    assert devices_of(found) == {"local": "local", "box": "local", "other": "other"}
+    assert devices_of(found[::-1]) == {"other": "other", "box": "box", "local": "box"}
+    assert device_spreads([r for r, _ in one[:3]], found[:3]) == []
+    (spread,) = device_spreads([r for r, _ in one], found)
+    assert spread.found is not None and spread.found.devices == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["1", "2", "3", None])), max_size=12))
+def test_targets_are_one_device_exactly_where_boots_connect_them(pairs: list[tuple[str, str | None]]) -> None:
+    template = measured("x", (10.0, 10.1))[1]
+    found = devices_of([dataclasses.replace(template, target=t, boot_id=b) for t, b in pairs])
+    near = {t: {t} | {u for u, c in pairs for v, b in pairs if v == t and b and b == c} for t, _ in pairs}
+    for _ in pairs:
+        near = {t: set().union(*(near[u] for u in seen)) for t, seen in near.items()}
+    assert {t: {u for u in found if found[u] == found[t]} for t in found} == near
 
 
 def test_extremes_name_both_ends() -> None:
