@@ -147,7 +147,6 @@ def tune(
             )
             search.dead = {name: "it was not reached" for name in names if name not in facts}
             search.on_front = say_front
-            search.runs = {name: store.runs(target=name, bundles=bundles_of(kept)) for name in facts}
             search.go()
             progress.finish("tune", f"{len(search.candidates)} candidates; {search.ended}")
             code = finish(search, names, output, as_json)
@@ -190,11 +189,6 @@ def what_is_asked(
     identity = source.fast_digest(cache)
     digest = digest_of("tune", vars(source), identity, sets, names, formats, options["batch"], list(rest), code_digest())
     return asked, formats, digest
-
-
-def bundles_of(kept: Any) -> list[str]:
-    """The bundles that earlier runs of this search built."""
-    return sorted({one.candidate.bundle for one in kept.kept() if one.candidate is not None and one.candidate.built})
 
 
 def the_space(
@@ -282,6 +276,10 @@ class Road:
         self.code = max(self.code, code)
         self.facts = dict(done)
         return self.facts
+
+    def recall(self, target: str, bundles: Sequence[str]) -> Sequence[Run]:
+        """What the store has of them there."""
+        return self.store.runs(target=target, bundles=bundles)
 
     def measure(self, wanted: Mapping[str, Sequence[Candidate]], plan: RunPlan) -> Measured:
         """One job a target with all that is wanted of it, interleaved."""

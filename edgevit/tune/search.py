@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -54,6 +54,10 @@ class Boards(Protocol):
 
     def measure(self, wanted: Mapping[str, Sequence[Candidate]], plan: RunPlan) -> Measured: ...
 
+    def recall(self, target: str, bundles: Sequence[str]) -> Sequence[Run]:
+        """What the results store has of ``bundles`` on ``target``, also from another search."""
+        ...
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -65,7 +69,7 @@ class Effort:
 
 @dataclass
 class Search:
-    """A search as it stands. ``runs`` by target: what the store had of it when it began."""
+    """A search as it stands. ``runs`` by target: all that is known of its candidates."""
 
     space: Space
     limits: Limits
@@ -92,6 +96,7 @@ class Search:
         """Search until the effort is spent or nothing new is drawn, then confirm the best on each target."""
         began = time.monotonic()
         open_trials, untold = self._recall()
+        self._remember(self.candidates.values())
         self._say()
         self._measure_pending()
         for number in untold:
@@ -112,6 +117,7 @@ class Search:
             made = self.host.evaluate(batch, self.effort.seconds - self.spent)
             for one in made:
                 self._keep(one)
+            self._remember(made)
             began = self._spend(began)
             self._measure_pending()
             for one in made:
@@ -197,6 +203,15 @@ class Search:
     def _keep(self, candidate: Candidate) -> None:
         self.candidates[candidate.number] = candidate
         self.trials.note(candidate)
+
+    def _remember(self, candidates: Iterable[Candidate]) -> None:
+        """What was measured of them before: nothing is measured twice because another search asked for it first."""
+        bundles = sorted({c.bundle for c in candidates if c.built})
+        for target in self.targets if bundles else ():
+            here = self.runs.setdefault(target, [])
+            known = {r.job.run_id for r in here}
+            here += [r for r in self.boards.recall(target, bundles) if r.job.run_id not in known]
+        self._known.clear()
 
     def _spend(self, began: float) -> float:
         now = time.monotonic()

@@ -66,12 +66,13 @@ def test_a_winner_is_found_kept_and_rebuilt_to_the_same_digest_and_nothing_is_do
     assert again["targets"][0]["winner"]["candidate"]["bundle"] == kept.digest
     assert again["targets"][0]["winner"]["figures"] == won["figures"]
 
-    # Limits that nothing meets: the nearest is named with what it misses. All of it is built already.
+    # Limits that nothing meets: the nearest is named with what it misses. All of it is built and measured already.
     small = ["--max-loss", "100", "--max-size-mb", "0.01", "--trials", "3"]
     code, none, said = tune(capsys, images, *small)
     (here,) = none["targets"]
     assert code == 1 and here["winner"] is None and here["nearest"]["misses"][0].startswith("size 0.")
     assert sorted(c["bundle"] for c in none["candidates"]) == sorted(c["bundle"] for c in got["candidates"])
+    assert counted() == before
 
     # A target that nobody answers for: the search goes on with the other, and the code says that one was not reached.
     fleet = home / "config" / "fleet.yaml"
