@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from device_agents import wire
 from edgevit.errors import DeviceError
-from edgevit.progress import Progress
+from edgevit.progress import Progress, Quiet
 from edgevit.transport.base import Channel
 
 if TYPE_CHECKING:
@@ -94,15 +94,16 @@ class Upload:
             if need is None:
                 return
             last = self._agent._field(need, "last", bool)
-            self._send_wanted(channel, self._check_need(need))
+            # The chunk index, which the device asks for first, is not worth a line of its own.
+            self._send_wanted(channel, self._check_need(need), self._progress if last else Quiet())
         channel.close_input()
 
-    def _send_wanted(self, channel: Channel, wanted: list[tuple[wire.Blob, list[Range]]]) -> None:
+    def _send_wanted(self, channel: Channel, wanted: list[tuple[wire.Blob, list[Range]]], progress: Progress) -> None:
         total = sum(length for _, ranges in wanted for _, length in ranges)
         there = sum(blob.size for blob, _ in wanted) - total
         saved = f" ({there / 1e6:.1f} MB of it are there)" if there else ""
         key = f"{self._agent.name}: upload"
-        self._progress.start(key, f"{self._agent.name}: sending {self._title}{saved}", float(total), "bytes")
+        progress.start(key, f"{self._agent.name}: sending {self._title}{saved}", float(total), "bytes")
         done, said = 0, time.monotonic()
         for blob, ranges in wanted:
             if ranges:
@@ -113,8 +114,8 @@ class Upload:
                 done += len(data)
                 if time.monotonic() - said > 0.1:
                     said = time.monotonic()
-                    self._progress.advance(key, float(done))
-        self._progress.finish(key)
+                    progress.advance(key, float(done))
+        progress.finish(key)
 
     def _check_need(self, need: Message) -> list[tuple[wire.Blob, list[Range]]]:
         """Only these files are ever sent, whatever the device asks for, and no byte of them twice in one answer."""

@@ -40,14 +40,15 @@ class Tally:
 
 
 class Cut(Quiet):
-    """Kills the server's connections once ``after`` bytes are under way; ``asked`` is what the device asked for in all."""
+    """Kills the server's connections once ``after`` bytes are under way; ``asked`` is what the device asked for in all, but for
+    the chunk index."""
 
     def __init__(self, server: LoopbackSshd, after: float) -> None:
         self._server, self._after, self.asked, self.made = server, after, 0.0, False
 
     def start(self, key: str, text: str, total: float | None = None, unit: str = "") -> None:
-        if unit == "bytes" and total:
-            self.asked += total
+        if key.endswith(": upload"):
+            self.asked += total or 0.0
 
     def advance(self, key: str, done: float, text: str = "") -> None:
         if not self.made and done > self._after:
