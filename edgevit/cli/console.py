@@ -18,7 +18,7 @@ json_option = click.option(
 )
 
 
-WIDE_COLUMNS = 220
+WIDE_COLUMNS = 400
 """Room for every column of a ``--wide`` table: a narrower terminal breaks its lines, nothing is abbreviated."""
 
 

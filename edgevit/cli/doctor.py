@@ -35,6 +35,8 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("ai-edge-litert", "the local target, TFLite"),
     ),
     "prune": (("torch-pruning", "pruning channels"),),
+    "postgres": (("psycopg", "results in PostgreSQL"),),
+    "mlflow": (("mlflow-skinny", "results to MLflow"),),
 }
 
 

@@ -111,6 +111,10 @@ def _p50(s: Summary) -> tuple[str, str]:
     return _number(s.p50_ms, s.p50_absent, 2 if (s.p50_ms or 0) < 100 else 1)
 
 
+def _span(interval: tuple[float, float] | None) -> str:
+    return "–".join(_number(value, "", 2)[0] for value in interval) if interval else ""
+
+
 def _p90(s: Summary) -> tuple[str, str]:
     return _number(s.p90_ms, s.p90_absent, 2 if (s.p90_ms or 0) < 100 else 1)
 
@@ -175,6 +179,8 @@ def _narrow(model: str, rows: Sequence[Summary], notes: Footnotes) -> Table:
 def _wide(model: str, rows: Sequence[Summary], notes: Footnotes) -> Table:
     columns: tuple[tuple[str, Cell], ...] = (
         *NARROW[:2],
+        ("p50\n95 %", lambda s: (_span(s.p50_interval_ms), s.p50_absent)),
+        ("p90\n95 %", lambda s: (_span(s.p90_interval_ms), s.p90_absent)),
         ("p99\nms", lambda s: _number(s.p99_ms, s.p99_absent, 2)),
         ("p90 es\nms", lambda s: _number(s.p90_early_stopping_ms, s.p90_absent, 2)),
         ("p99 es\nms", lambda s: _number(s.p99_early_stopping_ms, s.p99_absent, 2)),

@@ -69,7 +69,7 @@ def _verdict(s: Summary, dropped: str, notes: Footnotes) -> Text:
 
 
 def _legend(rows: Sequence[Summary]) -> list[str]:
-    said = ["×n: threads; 95 %: where the median lies, and every process's own"]
+    said = ["×n: threads; 95 %: where the median of a typical process lies"]
     references = sorted({s.reference for s in rows if s.reference})
     if references:
         said.append(f"× fp32: p50 of {' or '.join(references)} ÷ p50, at the same thread count; agrees: the same class as it")
