@@ -84,15 +84,13 @@ def main() -> int:
             result["check"] = measure_check(given.devices)
             if not given.skip_bench:
                 result["bench"] = measure_bench(Path(folder), fleet)
-        if not given.skip_deploy:
-            with ExitStack() as opened:
-                rate = f"{given.rate}mbit"
-                fleet = [opened.enter_context(running_device(account, n, rate=rate)) for n in range(given.devices)]
-                fleet_path().unlink()
-                prepare(fleet, runtime, signer)
+            if not given.skip_deploy:
+                for device in fleet:
+                    device.limit(f"{given.rate}mbit")
                 at_once = given.at_once or given.devices
                 result["deploy"] = measure_deploy(Path(folder), fleet, signer, int(given.megabytes * 1e6), at_once)
                 result["deploy"]["rate_mbit"] = given.rate
+    result["load_after"] = os.getloadavg()[0]
     print(json.dumps(result, indent=2))
     if given.json:
         given.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -78,11 +78,18 @@ def put(folder: Path, entry: Entry) -> None:
     """Keep an entry; it is on the disk when this returns. StoreError where it cannot be kept."""
     path = _path(folder, entry.run_id)
     with _mapped(f"keeping run {entry.run_id} for {entry.target}", folder), only_writer(path):
-        # Whoever writes holds the folder's lock, so what is half-written now was left by somebody who was killed.
-        for left in folder.glob(f".*{SUFFIX}.*"):
-            left.unlink(missing_ok=True)
+        _sweep(folder)
         write_private(path, wire.dumps(entry))
         _sync(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed commands left. Whoever writes holds the folder's lock, so nothing half-written is at work."""
+    for left in folder.glob(f".*{SUFFIX}.*"):
+        left.unlink(missing_ok=True)
+    for mark in folder.glob("*.asked"):
+        if not _path(folder, mark.stem).exists():
+            mark.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Listing:

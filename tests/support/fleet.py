@@ -84,6 +84,11 @@ class Device:
         else:
             self.server.start()
 
+    def limit(self, rate: str) -> None:
+        """At most ``rate`` (such as ``20mbit``) is sent to it from now on; only where it has a link of its own."""
+        shape = ["tc", "qdisc", "add", "dev", self.link, "root", "tbf", "rate", rate, "burst", "32kbit", "latency", "200ms"]
+        subprocess.run(shape, check=True, capture_output=True)
+
     def processes(self) -> list[int]:
         """Everything that works this device's root: commands of the agent, its server, its worker."""
         found = []
@@ -125,8 +130,8 @@ class Device:
 
 
 @contextlib.contextmanager
-def running_device(account: Account, number: int, *, rate: str = "") -> Iterator[Device]:
-    """Device ``number`` (from 0). ``rate`` (such as ``20mbit``) limits what is sent to it, where it has a link of its own."""
+def running_device(account: Account, number: int) -> Iterator[Device]:
+    """Device ``number`` (from 0)."""
     if find_sshd() is None:
         raise RuntimeError("these tests need a real OpenSSH server: sudo apt install openssh-server")
     folder = Path(tempfile.mkdtemp(prefix="edgevit-device-"))
@@ -136,7 +141,7 @@ def running_device(account: Account, number: int, *, rate: str = "") -> Iterator
             settings: dict[str, object] = {}
             namespace = link = ""
             if not namespaces_absent():
-                namespace, link, address = opened.enter_context(_namespace(number, rate))
+                namespace, link, address = opened.enter_context(_namespace(number))
                 settings = {"host": address, "through": ("ip", "netns", "exec", namespace)}
             server = opened.enter_context(LoopbackSshd(folder, user=account.name, **settings))  # type: ignore[arg-type]
             root = str(account.home / f"agent-{number:02d}")
@@ -151,7 +156,7 @@ def running_device(account: Account, number: int, *, rate: str = "") -> Iterator
 
 
 @contextlib.contextmanager
-def _namespace(number: int, rate: str) -> Iterator[tuple[str, str, str]]:
+def _namespace(number: int) -> Iterator[tuple[str, str, str]]:
     """(its name, the host's end of its link, its address)."""
     name, here, there = f"evt-{os.getpid()}-{number}", f"evh{os.getpid() % 100_000}-{number}", "eth0"
     host, device = f"{network()}.{number}.1", f"{network()}.{number}.2"
@@ -163,9 +168,6 @@ def _namespace(number: int, rate: str) -> Iterator[tuple[str, str, str]]:
         _ip("link", "set", here, "up", check=True)
         for words in (("addr", "add", f"{device}/30", "dev", there), ("link", "set", there, "up"), ("link", "set", "lo", "up")):
             _ip("-n", name, *words, check=True)
-        if rate:
-            shape = ["tc", "qdisc", "add", "dev", here, "root", "tbf", "rate", rate, "burst", "32kbit", "latency", "200ms"]
-            subprocess.run(shape, check=True, capture_output=True)
         yield name, here, device
     finally:
         _ip("netns", "del", name)
