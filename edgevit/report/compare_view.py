@@ -173,6 +173,8 @@ def render_history(name: str, target: str, found: Sequence[History]) -> Renderab
             span = f"{show_ms(min(v.p50_ms))}–{show_ms(max(v.p50_ms))}"
             table.add_row(show_version(v.version), v.bundle[:12], str(len(v.runs)), show_ms(v.mean_ms), span, mark)
         parts.append(table)
+        if history.ordered_by == "measured":
+            parts.append(Text("in the order of measuring: no run told the version of some", style="dim"))
         parts += [Text(text) for text in _told(history)]
         parts += [Text(f"left out: {text}", style="dim") for text in history.left_out]
     return Group(*parts)

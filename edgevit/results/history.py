@@ -40,10 +40,12 @@ class FoundStep:
 
 @dataclass(frozen=True)
 class History:
-    """One variant under one plan. ``left_out``: runs that do not count, and why; ``absent``: why no step can be told."""
+    """One variant under one plan. ``ordered_by`` is ``version``, or ``measured`` where no run told the version of some.
+    ``left_out``: runs that do not count, and why; ``absent``: why no step can be told."""
 
     variant: str
     plan: str
+    ordered_by: str
     versions: tuple[VersionRuns, ...]
     steps: tuple[FoundStep, ...]
     absent: str
@@ -105,6 +107,7 @@ def _trace(variant: str, plan: str, points: Sequence[_Point], left_out: Sequence
     return History(
         variant=variant,
         plan=plan,
+        ordered_by="version" if known else "measured",
         versions=tuple(
             VersionRuns(
                 bundle,

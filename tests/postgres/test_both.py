@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,17 @@ def test_two_processes_create_and_fill_one_store_at_once(url: str) -> None:
         assert [r.job.run_id for r in store.runs()] == [f"r{i}" for i in range(6)]
         assert [b.runs for b in store.batches()] == [6]
     assert execute(url, "SELECT count(*) FROM edgevit_migrations") == [(len(schema.MIGRATIONS),)]
+
+
+def test_two_who_read_figures_that_are_not_kept_both_get_them(url: str) -> None:
+    with Store(url) as first, Store(url) as second:
+        for i in range(4):
+            first.add_run(run(run_id=f"r{i}"))
+        for attempt in range(3):
+            execute(url, "DELETE FROM summaries")
+            with ThreadPoolExecutor(2) as pool:
+                one, other = pool.map(Store.summaries, (first, second))
+            assert one == other and len(one) == 16, f"attempt {attempt}"
 
 
 OLDEST = (Path(__file__).parent.parent / "cases" / "stores" / "version-1.sql").read_text("utf-8")

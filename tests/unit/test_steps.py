@@ -109,7 +109,7 @@ def test_what_else_changed_at_a_step_is_named() -> None:
 def test_without_versions_the_order_is_that_of_measuring() -> None:
     runs = [dataclasses.replace(r, facts=facts()) for r in slower_from_version_2()]
     (history,) = trace_history(runs, "deit-tiny-fp32", "pi4")
-    assert [v.version for v in history.versions] == [None, None]
+    assert [v.version for v in history.versions] == [None, None] and history.ordered_by == "measured"
     assert history.versions[0].bundle == sha("version 2"), "measured first"
 
 
