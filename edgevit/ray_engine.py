@@ -81,7 +81,7 @@ def work_on(task: Task, shared: Shared) -> tuple[Any, int]:
     from edgevit.build import code_digest
 
     def refuse(what: str) -> tuple[Any, int]:
-        return Failure("UsageError", f"a Ray node {what}", "docs/study.md, “More than one machine”"), os.getpid()
+        return Failure("UsageError", f"a Ray node {what}", "docs/tune.md, “More than one machine”"), os.getpid()
 
     try:
         seen = shared.path.read_text(encoding="utf-8")
