@@ -6,6 +6,7 @@
     ├── UsageError                   wrong use or configuration                                           exit 2
     │   ├── ConfigError              every problem of a YAML file at once, with file and line
     │   ├── UnknownName              no such model, profile, recipe or target; did-you-mean
+    │   ├── Pinned                   the fleet file pins the target to another version
     │   ├── MissingExtra             an optional part of the installation is absent
     │   ├── ModelError               weights missing, truncated, foreign; a factory that does not deliver a model
     │   └── DataError                no, unreadable or mislabelled images
@@ -61,6 +62,10 @@ class UnknownName(UsageError):
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         tail = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(sorted(names)[:20]) or 'none'}"
         super().__init__(f"no {kind} named {name!r}{tail}", hint=hint)
+
+
+class Pinned(UsageError):
+    """The fleet file pins the target to another bundle or version."""
 
 
 class MissingExtra(UsageError):

@@ -201,11 +201,11 @@ def pick(order: Order, session: Session, facts: Facts) -> tuple[Variant, str, Ch
 
 def outcome_word(error: EdgevitError) -> str:
     """One word or two for what kept a device from being deployed to."""
-    from edgevit.errors import UsageError
+    from edgevit.errors import Pinned, UsageError
     from edgevit.fleet.check import STATES
 
     if isinstance(error, UsageError):
-        return "pinned" if "is pinned to" in str(error) else "not possible"
+        return "pinned" if isinstance(error, Pinned) else "not possible"
     if isinstance(error, DeviceRefused) and error.code in ("locked", "older-version", "no-space", "golden-mismatch"):
         return error.code
     return next((word for kind, word in STATES if isinstance(error, kind)), "failed")

@@ -130,7 +130,7 @@ class Agent:
             raise LostLink(f"{self.name}: the connection is gone and cannot be made again from here")
         self.close()
         again = self._open_again()
-        again.max_rate_mbit = self.max_rate_mbit
+        again.max_rate_mbit, again.operator = self.max_rate_mbit, self.operator
         return again
 
     def close(self) -> None:

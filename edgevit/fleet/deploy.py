@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_agents import wire
 from edgevit.bundle import Bundle
-from edgevit.errors import DeviceRefused, UsageError
+from edgevit.errors import DeviceRefused, Pinned, UsageError
 from edgevit.fleet.agent import Agent, Freed, Have
 from edgevit.fleet.refusals import map_refusal
 from edgevit.profile import Profile
@@ -192,10 +192,10 @@ def plan_deploy(
 
 
 def check_pin(target: Target, manifest: wire.Manifest) -> None:
-    """UsageError where the fleet file pins the target to another bundle or version than this."""
+    """Raises :class:`Pinned` where the fleet file pins the target to another bundle or version than this."""
     name = f"{manifest.name}@{manifest.version}"
     if target.pin not in (None, name):
-        raise UsageError(
+        raise Pinned(
             f"{target.name} is pinned to {target.pin} in the fleet file, got {name}",
             hint=f"change its pin there, or this once: edgevit deploy BUNDLE {target.name} --despite-pin",
         )

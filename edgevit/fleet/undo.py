@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgevit.errors import DeviceError, UsageError
+from edgevit.errors import DeviceError, Pinned
 from edgevit.fleet.deploy import describe
 from edgevit.fleet.operator import Operator, holding
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def go_back(agent: Agent, operator: Operator, undo: list[str], target: Target, *, take_over: bool, despite_pin: bool) -> Active:
     """Activate what was active before, once, however often this is called with the same ``undo``: it keeps when what is to be
-    left was activated, as the device wrote it, from the first call on. UsageError where the pin would be left."""
+    left was activated, as the device wrote it, from the first call on. Raises :class:`Pinned` where the pin would be left."""
     with holding(agent, operator, take_over=take_over):
         if not undo:
             facts = agent.probe(quick=True)
@@ -31,7 +31,7 @@ def _keep_pin(target: Target, facts: Facts) -> None:
         return
     now, then = (f"{a.bundle_name}@{a.bundle_version}" for a in (facts.active, facts.previous))
     if now == target.pin != then:
-        raise UsageError(
+        raise Pinned(
             f"{target.name} is pinned to {target.pin} in the fleet file, a rollback would make {then} active",
             hint=f"change its pin there, or this once: edgevit rollback {target.name} --despite-pin",
         )
