@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -34,9 +35,17 @@ at_once_option = click.option(
     help="Connections held together; never two to one device.",
 )
 
+
+def _check_rate(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no rate")
+    return value
+
+
 max_rate_option = click.option(
     "--max-rate",
     type=click.FloatRange(0.001, 1e6),
+    callback=_check_rate,
     metavar="MBIT",
     help="Send to each device at most this many 10⁶ bits a second; default: no limit.",
 )
