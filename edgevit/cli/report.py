@@ -101,12 +101,14 @@ def _serve(source: Source, host: str, port: int) -> None:
 
 
 def _write(source: Source, output: Path | None, svg: Path | None, csv_folder: Path | None) -> None:
+    from edgevit.cli.progress_context import showing_progress
     from edgevit.outputs import write_whole
     from edgevit.report.page import render_data
     from edgevit.report.page_data import page_data
 
-    shown = source.load()
-    data = page_data(shown)
+    with showing_progress() as progress:
+        shown = source.load(progress=progress)
+        data = page_data(shown)
     if output:
         write_whole(output, render_data(data))
         say(f"{output}: {shown.runs:,} run{'s' if shown.runs != 1 else ''}, {output.stat().st_size / 1e6:.2f} MB")

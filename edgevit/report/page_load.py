@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgevit.errors import UnknownName, UsageError
+from edgevit.progress import Progress
 from edgevit.report.page_bundles import NOTHING, FromBundles
 from edgevit.report.page_data import DETAIL_RUNS, Shown
 
@@ -36,11 +37,11 @@ class Source:
         batch = self.batch or next(iter(counts), "")
         return f"{batch}:{counts.get(batch, 0)}"
 
-    def load(self, live: bool = False) -> Shown:
+    def load(self, live: bool = False, progress: Progress | None = None) -> Shown:
         """What is there now. UsageError where there is nothing, unless it is ``live``: then it may come."""
         newest = self.store.latest_batch()
         batch = None if self.everything else self.batch or (newest.id if newest else "")
-        summaries = self.store.summaries(batch)
+        summaries = self.store.summaries(batch, progress)
         if not summaries and not live:
             told = f"batch {self.batch} holds no run yet" if self.batch else "nothing has been measured yet"
             raise UsageError(told, hint="edgevit bench BUNDLE TARGET")

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from device_agents import wire
 from edgevit.errors import StoreError
 from edgevit.places import shown_url
+from edgevit.progress import Progress, Quiet
 from edgevit.results import schema
 from edgevit.results.engine import open_engine, short
 from edgevit.results.rows import AT_ONCE, insert_once, insert_run, keep_summaries, kept_summaries, restore_runs
@@ -233,7 +234,7 @@ class Store:
         with self._mapped("reading runs"), self._engine.begin() as connection:
             return list(restore_runs(connection, connection.execute(query).all()))
 
-    def summaries(self, batch_id: str | None = None) -> list[Summary]:
+    def summaries(self, batch_id: str | None = None, progress: Progress | None = None) -> list[Summary]:
         """Every measurement of everything, or of a batch, in figures and related to its fp32; oldest run first. The same as of
         :meth:`runs`, but for operators' times, and far sooner: it is kept. What is not, or was made by other code, is made
         anew, and kept where the store may be written."""
@@ -244,7 +245,11 @@ class Store:
                 return summarize_all(self.runs(batch_id))
             found = kept_summaries(connection, batch_id)
         lacking = [run_id for run_id, kept in found.items() if kept is None]
-        for some in _portions(lacking):
+        progress = progress or Quiet()
+        if lacking:
+            progress.start("summaries", "summarize runs that another version of edgevit kept", len(lacking), "runs")
+        for done, some in enumerate(_portions(lacking, AT_ONCE)):
+            progress.advance("summaries", done * AT_ONCE)
             runs = self.runs_of(some)
             if self._read_only:
                 made = [summarize(run) for run in runs]
@@ -252,6 +257,8 @@ class Store:
                 with self._mapped("keeping summaries"), self._writing.begin() as connection:
                     made = keep_summaries(connection, runs)
             found |= {run.job.run_id: one for run, one in zip(runs, made, strict=True)}
+        if lacking:
+            progress.finish("summaries")
         return relate([s for kept in found.values() for s in kept or ()])
 
     def runs_of(self, run_ids: Sequence[str]) -> list[wire.Run]:

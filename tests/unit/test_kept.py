@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from device_agents.wire import Cooling, Window
-from edgevit.results import kept, rows, schema
+from edgevit.results import kept, schema
 from edgevit.results.stats import Summary, summarize_all
 from edgevit.results.store import Store
 from tests.support.judged import mixed
@@ -51,7 +51,7 @@ def test_kept_summaries_are_those_of_the_runs(url: str, monkeypatch: pytest.Monk
         def refuse(*_: object) -> None:
             raise AssertionError("a run was summarized anew")
 
-        monkeypatch.setattr(rows, "summarize", refuse)
+        monkeypatch.setattr("edgevit.results.stats.summarize", refuse)
         assert store.summaries() == expected
         assert store.summaries("b2") == of_one
     assert of_one[0].sustained is not None and of_one[0].cooling
