@@ -100,8 +100,8 @@ class StudyFile(BaseModel):
     recipes: tuple[str | InlineRecipe, ...] = Field(
         min_length=1, max_length=100, description="shipped names, paths of recipe files, or recipes written here"
     )
-    formats: tuple[Literal["onnx", "tflite"], ...] = Field(
-        default=("onnx",), min_length=1, max_length=2, description="which files each recipe is exported to"
+    formats: tuple[Literal["onnx", "tflite", "ort"], ...] = Field(
+        default=("onnx",), min_length=1, max_length=3, description="which files each recipe is exported to"
     )
     targets: tuple[str, ...] = Field(default=("local",), max_length=50, description="where cells are measured")
     profiles: tuple[str, ...] = Field(default=(), max_length=50, description="more boards that the files must be fit for")
