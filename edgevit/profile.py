@@ -10,6 +10,7 @@ that a listing is instant.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -92,17 +93,24 @@ def load_profile(name: str) -> Profile:
 
     Raises :class:`UnknownName` with the nearest names, or :class:`ConfigError` with every problem of the file.
     """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return _read(Path(name))
+    return _load_shipped(name)
+
+
+@functools.cache
+def _load_shipped(name: str) -> Profile:
+    """Read once a process: which profile a board has is asked for every run of a fleet."""
+    known = list_profiles()
+    if name not in known:
+        raise UnknownName("profile", name, known, hint="edgevit profiles")
+    return _read(profiles_dir() / f"{name}.yaml")
+
+
+def _read(source: Path | Traversable) -> Profile:
     from edgevit.profile_model import Profile
     from edgevit.yamlsource import load_yaml, validate
 
-    source: Path | Traversable
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        source = Path(name)
-    else:
-        known = list_profiles()
-        if name not in known:
-            raise UnknownName("profile", name, known, hint="edgevit profiles")
-        source = profiles_dir() / f"{name}.yaml"
     document = load_yaml(source)
     profile = validate(document, Profile)
     stem = source.name.rsplit(".", 1)[0]
