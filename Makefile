@@ -47,6 +47,7 @@ bench:
 	$(BIN)/python benchmarks/upload_vs_scp.py
 	$(BIN)/python benchmarks/cli_start.py
 	$(BIN)/python benchmarks/study_again.py
+	$(BIN)/python benchmarks/page.py
 
 clean:
 	rm -rf $(VENV) .cache

@@ -119,7 +119,7 @@ def test_filters_sorting_and_axes_take_effect(browser: Browser, page: str) -> No
     pick(browser, "up", "p50")
     browser.draw_all()
     axes = browser.js("document.querySelector('[data-chart=tradeoff]').textContent")
-    assert "file size (MB)" in axes and "p50 latency (ms)" in axes and "down and left is better" in axes
+    assert "file size (MB)" in axes and "p50 latency (ms)" in axes and "Down and left is better" in axes
     assert browser.said == []
 
 

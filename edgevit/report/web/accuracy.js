@@ -23,15 +23,17 @@ const isShown = (row) => shown.some((i) => text("artifact", i) === text("artifac
 function classes(width, g, here, name, called) {
   const points = g.classes.flatMap(([c, n, shares]) => here.map(({ row, k }) => ({ c, n, row, v: shares[k] })));
   const bars = g.classes.map(([c, n, shares]) => { const p = shares[0] / 100, e = 100 * Math.sqrt((p * (1 - p)) / n); return { c, low: Math.max(0, shares[0] - e), high: Math.min(100, shares[0] + e) }; });
+  // Variants that agree would lie on one another: each has a line of its own within its class.
+  const lane = Math.min(4, 16 / here.length), place = new Map(here.map(({ row }, k) => [row, lane * (k - (here.length - 1) / 2)]));
   const names = new Map(g.classes.map(([c]) => [c, fold(called(c), width < 420 ? 16 : 28)]));
   return [key(here.map(({ row }) => row)), Plot.plot({
-    ...common(width), height: 56 + 22 * g.classes.length, marginTop: 8, marginBottom: 40, marginRight: 18,
+    ...common(width), height: 56 + 30 * g.classes.length, marginTop: 8, marginBottom: 40, marginRight: 18,
     marginLeft: Math.min(14 + 6.6 * d3.max(names.values(), (n) => n.length), width * 0.4),
     x: { label: "top-1 (%)", grid: true, domain: [Math.max(0, d3.min([...points.map((p) => p.v), ...bars.map((b) => b.low)]) - 2), Math.min(100.5, d3.max([...points.map((p) => p.v), ...bars.map((b) => b.high)]) + 2)], ticks: width < 500 ? 4 : 8 },
     y: { label: null, type: "point", padding: 0.6, domain: g.classes.map(([c]) => c), tickSize: 0, tickFormat: (c) => names.get(c) },
     marks: [
       Plot.ruleY(bars, { y: "c", x1: "low", x2: "high", stroke: "currentColor", strokeOpacity: 0.5 }),
-      Plot.dot(points, { y: "c", x: "v", r: 4.2, symbol: (p) => SYMBOLS[text("runtime", p.row)] ?? "circle", stroke: (p) => colour(text("scheme", p.row)), fill: (p) => colour(text("scheme", p.row)), fillOpacity: 0.35, strokeWidth: 1.4 }),
+      ...d3.groups(points, (p) => p.row).map(([row, some]) => Plot.dot(some, { y: "c", x: "v", dy: place.get(row), r: 3.6, symbol: SYMBOLS[text("runtime", row)] ?? "circle", stroke: colour(text("scheme", row)), fill: colour(text("scheme", row)), fillOpacity: 0.45, strokeWidth: 1.2 })),
       Plot.tip(points, Plot.pointer({ y: "c", x: "v", title: (p) => `${called(p.c)}, ${count(p.n, "image")}\n${name(p.row)}\n${show(p.v)} %`, ...TIP })),
     ],
   })];

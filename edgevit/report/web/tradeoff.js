@@ -70,7 +70,7 @@ function scatter(width, x, y) {
       Plot.tip(rows, Plot.pointer({ x: (i) => number(x.key, i), y: (i) => number(y.key, i), title: (i) => `${called(i)}\n${says(x, i)}\n${says(y, i)}${rankable(i) ? "" : `\n${text("verdict", i)}`}`, ...TIP })),
     ],
   });
-  const corner = `${better(y, "down", "up")} and ${better(x, "left", "right")} is better`;
+  const corner = `${better(y, "Down", "Up")} and ${better(x, "left", "right")} is better`;
   const bars = distinct([x, y].filter((m) => m.error).map((m) => `${m.label}: ${m.error}`));
   const alone = rows.some((i) => text("interval_of", i) === "samples") && [x, y].some((m) => m.error === "95 % interval");
   const without = [x, y].filter((m) => !m.error && m.key !== "file").map((m) => m.label);
