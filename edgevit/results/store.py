@@ -187,8 +187,9 @@ class Store:
             _insert_batch(connection, Batch(job.batch_id, job.submitted_at, f"submitted by {job.submitted_by}"))
             if not insert_run(connection, run):
                 return False
-            if self._version >= schema.SUMMARIES_VERSION:
-                keep_summaries(connection, [run])
+        # Apart: what was measured is safe before anything is counted from it.
+        with self._mapped(f"keeping the summary of run {job.run_id}"), self._writing.begin() as connection:
+            keep_summaries(connection, [run])
         return True
 
     def batches(self, limit: int | None = None) -> list[Batch]:

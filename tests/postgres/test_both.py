@@ -224,3 +224,16 @@ def test_wrong_passwords_and_hosts_are_said_without_them(server: Postgres, datab
     with pytest.raises(StoreError) as caught:
         Store(f"postgresql:edgevit:{PASSWORD}@127.0.0.1")
     assert PASSWORD not in str(caught.value)
+
+
+def test_a_run_is_kept_though_its_summary_cannot_be_made(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a defect in the statistics")
+
+    with Store(url) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("edgevit.results.stats.summarize", broken)
+            with pytest.raises(ZeroDivisionError):
+                store.add_run(run())
+        assert store.runs() == [run()] and not store.add_run(run()), "the device may forget it now"
+        assert len(store.summaries()) == 4
