@@ -8,6 +8,7 @@ ask its own server alone). Text of others (names of models, targets, artifacts) 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -52,9 +53,17 @@ def render_data(data: dict[str, Any]) -> str:
     return re.sub(r"@@([A-Z0-9]+)@@", lambda m: parts.get(m[1], m[0]), _file("web/page.html"))
 
 
+@functools.cache
 def policy(live: bool) -> str:
-    """The content security policy of a page; see the module."""
-    return _policy(list(_scripts().values()), live)
+    """The content security policy of a page. Plot writes style attributes, so inline styles are allowed; scripts only by their
+    hash; pictures only from the page; a page that is ``live`` may ask its own server."""
+    digests = (hashlib.sha256(script.encode()).digest() for script in _scripts().values())
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    asks = " connect-src 'self';" if live else ""
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:;{asks} "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def script_json(value: Any) -> str:
@@ -64,15 +73,15 @@ def script_json(value: Any) -> str:
 
 
 def _fixed(live: bool) -> dict[str, str]:
-    scripts = _scripts()
     return {
-        **scripts,
-        "CSP": escape(_policy(list(scripts.values()), live)),
+        **_scripts(),
+        "CSP": escape(policy(live)),
         "CSS": _file("web/page.css"),
         "LICENCES": escape("\n\n".join(f"{n}\n{_file(f'vendor/{n}.LICENSE')}" for n in ("d3", "plot"))),
     }
 
 
+@functools.cache
 def _scripts() -> dict[str, str]:
     own = "\n".join(_file(f"web/{name}.js") for name in SCRIPTS)
     return {
@@ -80,16 +89,6 @@ def _scripts() -> dict[str, str]:
         "PLOT": _file("vendor/plot.min.js"),
         "JS": f'(() => {{\n"use strict";\n{own}}})();\n',
     }
-
-
-def _policy(scripts: Sequence[str], live: bool) -> str:
-    """Plot writes style attributes, so inline styles are allowed; scripts only by their hash; pictures only from the page."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    asks = " connect-src 'self';" if live else ""
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:;{asks} "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _file(name: str) -> str:
