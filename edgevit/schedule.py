@@ -45,18 +45,13 @@ class Piece(Generic[T]):
 class Turn:
     """What a piece of work may ask of the schedule while it runs."""
 
-    def __init__(self, others_wait: Callable[[], bool], stopped: threading.Event) -> None:
-        self._others_wait, self._stopped = others_wait, stopped
+    def __init__(self, others_wait: Callable[[], bool]) -> None:
+        self._others_wait = others_wait
 
     @property
     def others_wait(self) -> bool:
         """Whether some device still waits for its beginning, so that putting off a rest would help."""
         return self._others_wait()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the person asked to stop: what can end early should."""
-        return self._stopped.is_set()
 
 
 @dataclass(frozen=True)
@@ -102,11 +97,13 @@ class _Board(Generic[T]):
             return any(piece.rests == 0 for _, piece in self.waiting)
 
 
-def run_schedule(pieces: Iterable[Piece[T]], *, at_once: int = AT_ONCE) -> list[Outcome[T]]:
+def run_schedule(
+    pieces: Iterable[Piece[T]], *, at_once: int = AT_ONCE, on_stop: Callable[[], None] | None = None
+) -> list[Outcome[T]]:
     """Do all of ``pieces``, at most ``at_once`` together and one a device; how each ended, in their order.
 
     An EdgevitError of one piece does not stop the others. Anything else is a defect: nothing new is begun, what is under way
-    is finished, and it is raised. Ctrl-C likewise; a second one leaves at once.
+    is finished, and it is raised. Ctrl-C likewise, after ``on_stop``; a second one leaves at once.
     """
     if at_once < 1:
         raise ValueError(f"got at_once={at_once}, expected at least 1")
@@ -116,14 +113,16 @@ def run_schedule(pieces: Iterable[Piece[T]], *, at_once: int = AT_ONCE) -> list[
         threading.Thread(target=_work, args=(board,), daemon=True, name=f"edgevit-schedule-{number}")
         for number in range(min(at_once, count))
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         _join(threads)
     except KeyboardInterrupt:
         with board.changed:
             board.stopped.set()
             board.changed.notify_all()
+        if on_stop is not None:
+            on_stop()
         _join(threads)
         raise
     if board.defect is not None:
@@ -133,11 +132,12 @@ def run_schedule(pieces: Iterable[Piece[T]], *, at_once: int = AT_ONCE) -> list[
 
 def _join(threads: Sequence[threading.Thread]) -> None:
     for thread in threads:
-        thread.join()
+        if thread.ident is not None:  # else Ctrl-C came before it was started
+            thread.join()
 
 
 def _work(board: _Board[T]) -> None:
-    turn = Turn(board.others_wait, board.stopped)
+    turn = Turn(board.others_wait)
     while True:
         with board.changed:
             index = None

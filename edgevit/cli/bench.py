@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevit.cli.connect import Session, at_once_option, max_rate_option, open_session, select_targets, show_failures
+from edgevit.cli.connect import (
+    Session,
+    at_once_option,
+    max_rate_option,
+    open_session,
+    say_stopping,
+    select_targets,
+    show_failures,
+)
 from edgevit.cli.console import emit_json, json_option, say
 from edgevit.cli.model_options import FILE
 from edgevit.cli.plan_options import plan_options
@@ -174,7 +182,7 @@ def bench_bundles(
         fleet = FleetBench(wanted, batch, store, progress, sign_key)
         if detach:
             return _submit_all(fleet, chosen, at_once, as_json)
-        done, failed = sort_outcomes(run_schedule([fleet.piece(target) for target in chosen], at_once=at_once))
+        done, failed = sort_outcomes(run_schedule([fleet.piece(t) for t in chosen], at_once=at_once, on_stop=say_stopping))
         code = show_failures(failed)
         if not done:
             return code

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevit.cli.bench import deliver
-from edgevit.cli.connect import Session, at_once_option, open_session, select_targets, show_failures
+from edgevit.cli.connect import Session, at_once_option, open_session, say_stopping, select_targets, show_failures
 from edgevit.cli.console import emit_json, json_option, say
 from edgevit.cli.progress_context import showing_progress
 from edgevit.errors import EdgevitError, UnknownName, UsageError
@@ -58,7 +58,7 @@ def collect(targets: Sequence[str], wait: bool, cancelled: Sequence[str], at_onc
     chosen, strangers = _choose(targets, listing)
     with open_store() as store, showing_progress() as progress:
         collecting = _Collecting(folder, listing, store, progress, wait, frozenset(cancelled) - set(taken))
-        outcomes = run_schedule([collecting.piece(target) for target in chosen], at_once=at_once)
+        outcomes = run_schedule([collecting.piece(t) for t in chosen], at_once=at_once, on_stop=say_stopping)
     code = show_failures([(o.name, o.error) for o in outcomes if o.error is not None] + strangers + collecting.failed)
     names = {target.name for target in chosen} | {name for name, _ in strangers}
     left = [entry for entry in outbox.read(folder).entries if entry.target in names]

@@ -154,6 +154,11 @@ def each_target(
     return done, show_failures(failed)
 
 
+def say_stopping() -> None:
+    """After Ctrl-C in the middle of a measurement."""
+    say("stopping: what is under way here is finished; Ctrl-C again leaves at once. Devices measure on: edgevit collect")
+
+
 def show_failures(failed: Sequence[tuple[str, EdgevitError]]) -> int:
     """Each failure with its target; the exit code of all of them together."""
     for name, error in failed:

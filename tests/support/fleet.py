@@ -180,6 +180,9 @@ def _remove_stale() -> None:
     for name in listed:
         owner = name.removeprefix("evt-").partition("-")[0]
         if name.startswith("evt-") and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            for pid in _ip("netns", "pids", name).stdout.decode().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             _ip("netns", "del", name)
 
 

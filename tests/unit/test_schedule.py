@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections import Counter
 
@@ -112,6 +114,25 @@ def test_a_defect_is_raised_and_nothing_new_is_begun() -> None:
     with pytest.raises(ZeroDivisionError, match="a"):
         over_targets(["a", "b", "c"], work, at_once=1)
     assert begun == ["a"]
+
+
+def test_ctrl_c_begins_nothing_new_and_finishes_what_is_under_way() -> None:
+    begun: list[str] = []
+    finished: list[str] = []
+    told = threading.Event()
+
+    def one(name: str) -> Piece[None]:
+        def work(_turn: Turn) -> None:
+            begun.append(name)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert told.wait(30)
+            finished.append(name)
+
+        return Piece(name, name, work)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_schedule([one("a"), one("b"), one("c")], at_once=1, on_stop=told.set)
+    assert begun == finished == ["a"]
 
 
 def test_two_names_of_one_address_are_one_device() -> None:
