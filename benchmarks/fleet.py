@@ -48,16 +48,25 @@ class Done:
     document: dict[str, Any]
 
 
+COMMAND = """
+import re, sys
+from pathlib import Path
+from edgevit.cli import run_cli
+code = run_cli(sys.argv[2:])
+peak = re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())
+Path(sys.argv[1]).write_text(peak[1])
+sys.exit(code)
+"""
+
+
 def edgevit(*words: str) -> Done:
-    began = time.monotonic()
-    with tempfile.TemporaryFile() as out:
-        process = subprocess.Popen([sys.executable, "-m", "edgevit", *words, "--json"], stdout=out, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.NamedTemporaryFile("r") as peak:
+        argv = [sys.executable, "-c", COMMAND, peak.name, *words, "--json"]
+        began = time.monotonic()
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
         seconds = time.monotonic() - began
-        out.seek(0)
-        text = out.read()
-    document = json.loads(text) if text.strip() else {}
-    return Done(seconds, usage.ru_maxrss / 1000, os.waitstatus_to_exitcode(status), document)
+        document = json.loads(done.stdout) if done.stdout.strip() else {}
+        return Done(seconds, int(peak.read() or 0) * 1024 / 1e6, done.returncode, document)
 
 
 def main() -> int:
