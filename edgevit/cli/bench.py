@@ -186,11 +186,12 @@ def bench_bundles(
         code = show_failures(failed)
         if not done:
             return code
-        if not wanted.every:
-            return code or show_batch(
-                store, batch, wide=wide, as_json=as_json, require_valid=require_valid, operators=wanted.plan.profile_ops
-            )
-        return code or show_variants(store, batch, gates, wide=wide, as_json=as_json, require_valid=require_valid)
+        if wanted.every:
+            shown = show_variants(store, batch, gates, wide=wide, as_json=as_json, require_valid=require_valid)
+        else:
+            operators = wanted.plan.profile_ops
+            shown = show_batch(store, batch, wide=wide, as_json=as_json, require_valid=require_valid, operators=operators)
+        return code or shown
 
 
 @dataclass(frozen=True)

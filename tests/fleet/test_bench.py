@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from device_agents import wire
 from edgevit.cli import run_cli
 from edgevit.fleet.agent import Agent
+from edgevit.fleet.inventory import Target, add_target
+from edgevit.places import fleet_path
 from edgevit.results.store import open_store
 from tests.support import agent_bundle as tiny
 from tests.support.agent_bundle import Signer
@@ -58,6 +61,19 @@ def test_all_devices_are_given_their_job_over_one_connection_before_one_is_waite
         assert counted + len(spread["not_valid"]) == 3 or spread["found"] is None
 
 
+def test_a_device_that_is_off_keeps_no_table_from_the_others(
+    box: Device, signer: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        add_target(fleet_path(), Target(name="off", host="127.0.0.1", port=s.getsockname()[1]))
+    bundle = tiny.make_bundle(signer).write(tmp_path / "bundle")
+    assert run_cli(["bench", str(bundle), "off", box.target.name, "--plan", "quick", "--json"]) == 3
+    said = capsys.readouterr()
+    assert [row["target"] for row in json.loads(said.out)["rows"]] == [box.target.name]
+    assert "off" in said.err
+
+
 def test_the_same_bundle_twice_and_against_with_and_are_refused(
     signer: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,9 +88,6 @@ def test_the_same_bundle_twice_and_against_with_and_are_refused(
 def test_a_profile_that_the_board_contradicts_is_refused_naming_both(
     box: Device, signer: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgevit.fleet.inventory import add_target
-    from edgevit.places import fleet_path
-
     add_target(fleet_path(), box.target.model_copy(update={"name": "wrong", "profile": "raspberry-pi-4b"}))
     bundle = tiny.make_bundle(signer).write(tmp_path / "bundle")
     assert run_cli(["bench", str(bundle), "wrong", "--plan", "quick"]) == 2
