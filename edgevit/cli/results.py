@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from edgevit.results.store import Store
 
 
+RECENT = 10
+"""Runs of a target that tell its noise: more narrow nothing that the number of devices does not bound."""
+
+
 def summarize_runs(runs: Sequence[Run]) -> list[Summary]:
     """Runs → summaries, with what relates them to fp32 on the same target."""
     from edgevit.results.stats import relate, summarize
@@ -66,15 +70,17 @@ def show_batch(
 
 
 def _device_spreads(store: Store, runs: Sequence[Run], batch: str) -> list[DeviceSpread]:
-    """How much devices of one profile differ, of a batch on two or more targets; earlier runs of the same bundles there help to
-    tell devices from noise."""
+    """How much devices of one profile differ, of a batch on two or more targets; other runs of the same bundles there help to
+    tell devices from noise, the newest of them."""
     from edgevit.results.spread import device_spreads
 
     targets = {run.job.target for run in runs}
     if len(targets) < 2:
         return []
     bundles = sorted({v.bundle for run in runs for v in run.job.variants})
-    every = [run for run in store.runs(bundles=bundles) if run.job.target in targets]
+    known = {run.job.run_id for run in runs}
+    others = [run for run in store.recent_runs(bundles, targets, RECENT) if run.job.run_id not in known]
+    every = sorted([*runs, *others], key=lambda run: (run.started_at, run.job.run_id))
     return device_spreads(every, summarize_runs(every), batch)
 
 

@@ -56,7 +56,7 @@ def figure_rows(pair: Pair) -> list[tuple[str, ...]]:
     a, b = pair.a.summary, pair.b.summary
     interval = pair.latency.interval if pair.latency else None
     span = f"{interval[0]:.4f}–{interval[1]:.4f}" if interval else EMPTY
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("p50 ms", _ms(a.p50_ms), _ms(b.p50_ms), f"{pair.latency.value:.4f}" if pair.latency else EMPTY, span),
         ("p90 ms", _ms(a.p90_ms), _ms(b.p90_ms), _ratio(a.p90_ms, b.p90_ms), EMPTY),
         ("p99 ms", _ms(a.p99_ms), _ms(b.p99_ms), _ratio(a.p99_ms, b.p99_ms), EMPTY),

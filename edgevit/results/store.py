@@ -269,6 +269,17 @@ class Store:
         with self._mapped("reading runs"), self._engine.begin() as connection:
             return list(restore_runs(connection, connection.execute(query).all()))
 
+    def recent_runs(self, bundles: Collection[str], targets: Collection[str], each: int) -> list[wire.Run]:
+        """The ``each`` newest runs of every one of ``targets`` that measured any bundle of these digests, oldest first."""
+        r, m = schema.runs, schema.measurements
+        measured = sa.select(m.c.run_id).where(m.c.bundle.in_(list(bundles)))
+        query = sa.select(r.c.run_id, r.c.target).where(r.c.target.in_(list(targets)), r.c.run_id.in_(measured))
+        found: dict[str, list[str]] = {}
+        with self._mapped("looking for runs"), self._engine.begin() as connection:
+            for row in connection.execute(query.order_by(r.c.started_at.desc(), r.c.run_id.desc())):
+                found.setdefault(row.target, []).append(row.run_id)
+        return self.runs_of([run_id for ids in found.values() for run_id in ids[:each]])
+
     def each_run(self, run_ids: Sequence[str]) -> Iterator[wire.Run]:
         """The runs of these ids in this order, a portion of them in memory at a time."""
         for some in _portions(run_ids, AT_ONCE):

@@ -237,3 +237,14 @@ def test_a_run_is_kept_though_its_summary_cannot_be_made(url: str, monkeypatch: 
                 store.add_run(run())
         assert store.runs() == [run()] and not store.add_run(run()), "the device may forget it now"
         assert len(store.summaries()) == 4
+
+
+def test_the_newest_runs_of_each_target(url: str) -> None:
+    with Store(url) as store:
+        for target in ("pi4", "pi5", "pi6"):
+            for day in range(1, 5):
+                store.add_run(run(target, run_id=f"{target}-{day}", started_at=f"2025-01-{day:02}T00:00:00Z"))
+        bundle = run().job.variants[0].bundle
+        found = [r.job.run_id for r in store.recent_runs([bundle], ["pi4", "pi6"], 2)]
+        assert found == ["pi4-3", "pi6-3", "pi4-4", "pi6-4"]
+        assert store.recent_runs(["0" * 64], ["pi4"], 2) == []
