@@ -251,6 +251,8 @@ def _classes(data: Mapping[str, Any], table: Table) -> Iterator[Figure]:
                     "top1_error_percent": error,
                 }
                 rows.append({**table.identity(i), **said, **table.proof(i)})
+        if not rows:
+            continue
         title = f"{group['model']}: top-1 by class of {group['evaluation']}"
         yield _figure(f"classes-{group['model']}-{group['evaluation']}", "classes", title, rows)
 

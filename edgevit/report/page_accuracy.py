@@ -13,7 +13,10 @@ from typing import Any
 from edgevit.report.page_rows import short
 from edgevit.results.stats import Summary
 
+FEWEST_IMAGES = 5
+"""Of a class: with fewer, one image is a fifth of it or more."""
 MOST_CLASSES = 40
+MOST_VARIANTS = 16
 MOST_IMAGES = 60
 
 Key = tuple[str, str, str, str]
@@ -37,7 +40,7 @@ def accuracy_groups(
 def _group(found: list[list[Summary]], rows: Mapping[int, int], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     # fp32 first: it is what the others are held against.
     found.sort(key=lambda same: (same[0].scheme != "fp32", same[0].recipe != "fp32", same[0].runtime != "onnxruntime"))
-    newest = [max(same, key=lambda s: (s.started_at, s.run_id)) for same in found]
+    newest, of = _newest(found)
     labels = newest[0].labels or ()
     predictions = [s.predictions or () for s in newest]
     called = next((names[s.bundle] for s in newest if s.bundle in names), ())
@@ -46,6 +49,7 @@ def _group(found: list[list[Summary]], rows: Mapping[int, int], names: Mapping[s
         "evaluation": newest[0].evaluation,
         "images": len(labels),
         "variants": [rows[id(s)] for s in newest],
+        "variants_of": of,
         "names": list(called),
         "devices_disagree": _devices_disagree(found),
         **_classes(labels, predictions),
@@ -53,16 +57,33 @@ def _group(found: list[list[Summary]], rows: Mapping[int, int], names: Mapping[s
     }
 
 
+def _newest(found: Sequence[Sequence[Summary]]) -> tuple[list[Summary], int]:
+    """The newest build of each variant, at most :data:`MOST_VARIANTS` of them; and how many there are."""
+    named: dict[tuple[str, str, str], Summary] = {}
+    for same in found:
+        last = max(same, key=lambda s: (s.started_at, s.run_id))
+        key = (last.label, last.runtime, last.provider)
+        named[key] = max(named.get(key, last), last, key=lambda s: (s.started_at, s.run_id))
+    return list(named.values())[:MOST_VARIANTS], len(named)
+
+
 def _classes(labels: Sequence[int], predictions: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Per class [class, images, top-1 % of each variant]; of many classes those where variants differ most, then the worst."""
+    """Per class of enough images [class, images, top-1 % of each variant]; of many classes those where variants differ most,
+    then the worst."""
     counts = Counter(labels)
     correct = [Counter(y for y, p in zip(labels, one, strict=True) if y == p) for one in predictions]
-    table = [(c, counts[c], [100 * right[c] / counts[c] for right in correct]) for c in sorted(counts)]
+    table = [
+        (c, counts[c], [100 * right[c] / counts[c] for right in correct]) for c in sorted(counts) if counts[c] >= FEWEST_IMAGES
+    ]
     total = len(table)
     if total > MOST_CLASSES:
         spread = sorted(table, key=lambda row: (min(row[2]) - max(row[2]), sum(row[2]), row[0]))
         table = sorted(spread[:MOST_CLASSES], key=lambda row: row[0])
-    return {"classes": [[c, images, [short(v) for v in shares]] for c, images, shares in table], "classes_of": total}
+    return {
+        "classes": [[c, images, [short(v) for v in shares]] for c, images, shares in table],
+        "classes_of": total,
+        "classes_few": len(counts) - total,
+    }
 
 
 def _disagreements(labels: Sequence[int], predictions: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def _end(span: tuple[float, float] | None, which: int) -> float | None:
 
 TEXTS: dict[str, Text] = {
     "run": lambda s: s.run_id,
+    "batch_id": lambda s: s.batch_id,
     "started": lambda s: s.started_at,
     "target": lambda s: s.target,
     "board": lambda s: s.board,

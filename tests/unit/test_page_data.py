@@ -110,12 +110,25 @@ def test_pairs_and_operators_stand_in_the_data() -> None:
 
 
 def test_classes_and_disputed_images_are_counted_image_by_image() -> None:
-    labels = (0, 0, 1, 1)
-    data = shown(run(measurements=(scored((0, 0, 1, 0), labels), scored((0, 1, 1, 0), labels, "int8-dynamic"))))
+    labels = (0,) * 5 + (1,) * 5 + (2,) * 4
+    first, second = (0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 2, 2, 2, 2), (0, 1, 0, 0, 0, 1, 1, 1, 1, 0, 2, 2, 2, 2)
+    data = shown(run(measurements=(scored(first, labels), scored(second, labels, "int8-dynamic"))))
     (group,) = data["accuracy"]
-    assert group["classes"] == [[0, 2, [100, 50]], [1, 2, [50, 50]]]
+    assert group["classes"] == [[0, 5, [100, 80]], [1, 5, [80, 80]]]
+    assert (group["classes_of"], group["classes_few"]) == (2, 1), "four images tell nothing of a class"
     assert group["disputed"] == [[1, 0, [0, 1]]] and group["disputed_of"] == 1
     assert group["devices_disagree"] == []
+
+
+def test_of_a_variant_that_was_built_again_the_newest_counts() -> None:
+    labels = (0, 1)
+    old = run("a", batch="b1", measurements=(scored((1, 1), labels),), started_at="2025-01-14T10:00:00Z")
+    again = dataclasses.replace(scored((0, 1), labels), artifact_sha256="f" * 64)
+    data = shown(old, run("a", batch="b2", measurements=(again,)))
+    (group,) = data["accuracy"]
+    assert len(group["variants"]) == group["variants_of"] == 1 and group["disputed_of"] == 0
+    digests = data["table"]["texts"]["artifact"]
+    assert digests["values"][digests["at"][group["variants"][0]]] == "f" * 64
 
 
 def test_predictions_of_other_images_are_a_group_of_their_own() -> None:

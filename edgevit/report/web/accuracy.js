@@ -7,9 +7,12 @@ function accuracy(redraw) {
   if (data.accuracy.length > 1) out.push(el("div", { class: "axes" }, select("images", data.accuracy.map((a, k) => [String(k), `${a.model}, ${a.evaluation}, ${count(a.images, "image")}`]), String(data.accuracy.indexOf(g)), (v) => { chosen.group = Number(v); redraw(); })));
   if (!here.length) return [...out, empty("No scored variant passes the filters.")];
   const name = namer(g.variants), called = (c) => (g.names[c] === undefined ? `class ${c}` : g.names[c]);
+  if (g.variants_of > g.variants.length) out.push(soft(`The first ${g.variants.length} of ${count(g.variants_of, "variant")}, fp32 first.`));
   const holder = el("div", { class: "plot tall", "data-chart": "classes" });
-  later(holder, (width) => classes(width, g, here, name, called));
-  out.push(el("h3", {}, "Top-1 by class"), soft(`${g.evaluation}, ${count(g.images, "image")}${g.classes_of > g.classes.length ? `; the ${g.classes.length} of ${g.classes_of} classes on which variants differ most` : ""}. Line: ${name(g.variants[0])} ± its standard error.`), holder);
+  if (g.classes.length) later(holder, (width) => classes(width, g, here, name, called));
+  out.push(el("h3", {}, "Top-1 by class"));
+  if (!g.classes.length) out.push(empty(`${count(g.images, "image")} of ${count(g.classes_few, "class")} are too few to tell classes apart: at least five a class are needed.`, "edgevit build MODEL … --eval DATA -o DIR"));
+  else out.push(soft(`${g.evaluation}, ${count(g.images, "image")}${g.classes_of > g.classes.length ? `; the ${g.classes.length} of ${g.classes_of} classes on which variants differ most` : ""}${g.classes_few ? `; ${g.classes_few} with fewer than five images are left out` : ""}. Line: ${name(g.variants[0])} ± its standard error.`), holder);
   for (const told of g.devices_disagree) out.push(el("p", { class: "finding" }, told));
   out.push(el("h3", {}, "Images on which variants disagree"));
   if (here.length < 2) out.push(soft("One variant alone has no other to disagree with."));

@@ -27,9 +27,10 @@ function show(value, unit) {
   const told = value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   return unit ? `${told} ${unit}` : told;
 }
-const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : word.endsWith("s") ? "es" : "s"}`;
 const minute = (moment) => moment.slice(0, 16).replace("T", " ");
-const fold = (told, room) => (told.length > room ? told.slice(0, room - 1) + "…" : told);
+// What tells two names apart is often their end: the middle goes.
+const fold = (told, room) => (told.length > room ? `${told.slice(0, Math.ceil(room * 0.6) - 1)}…${told.slice(-Math.floor(room * 0.4))}` : told);
 // May be broken after / and -, where a person would.
 const breakable = (told) => told.split(/(?<=[/-])/).flatMap((part, k) => (k ? [el("wbr"), part] : [part]));
 const distinct = (values) => [...new Set(values)];
@@ -47,7 +48,7 @@ const SYMBOLS = { onnxruntime: "circle", litert: "square", "tflite-runtime": "tr
 const DASHES = { onnxruntime: null, litert: "6 3", "tflite-runtime": "2 3" };
 
 const chosen = {
-  filters: { model: "", target: "", scheme: "", runtime: "", verdict: "", text: "" },
+  filters: { model: "", target: "", batch_id: "", scheme: "", runtime: "", verdict: "", text: "" },
   sort: { key: null, down: false }, limit: 25, open: new Set(), x: "p50", y: "top1", run: null, profile: null, group: null, variant: null,
 };
 let shown = [];
@@ -58,7 +59,9 @@ function namer(rows) {
   const same = labels.length > 1 && labels.every((told) => told.startsWith(prefix));
   const names = new Map(rows.map((i, k) => [i, same ? labels[k].slice(prefix.length) : labels[k]]));
   if (distinct(rows.map((i) => text("target", i))).length > 1) for (const i of rows) names.set(i, `${text("target", i)}: ${names.get(i)}`);
-  const more = [(i) => text("runtime", i), (i) => text("provider", i), (i) => count(number("threads", i), "thread"), (i) => text("model", i), (i) => text("plan", i), (i) => minute(text("started", i)), (i) => text("run", i)];
+  const oneDay = distinct(rows.map((i) => text("started", i).slice(0, 10))).length === 1;
+  const moment = (i) => minute(text("started", i)).slice(oneDay ? 11 : 5);
+  const more = [(i) => text("runtime", i), (i) => text("provider", i), (i) => count(number("threads", i), "thread"), (i) => text("model", i), (i) => text("plan", i), moment, (i) => text("run", i)];
   for (const field of more) {
     const called = d3.group(rows, (i) => names.get(i));
     for (const twins of called.values()) {

@@ -1,5 +1,5 @@
 // Filters, and the table they are of.
-const FILTERS = [["model", "model"], ["target", "target"], ["scheme", "scheme"], ["runtime", "runtime"]];
+const FILTERS = [["model", "model"], ["target", "target"], ["batch_id", "batch"], ["scheme", "scheme"], ["runtime", "runtime"]];
 const COLUMNS = [
   { key: "p50", title: "p50", unit: "ms", low: "p50_low", high: "p50_high", absent: "p50_absent" },
   { key: "p90", title: "p90", unit: "ms", low: "p90_low", high: "p90_high", absent: "p90_absent" },

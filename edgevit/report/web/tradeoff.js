@@ -43,7 +43,7 @@ function tradeoff(redraw) {
 function scatter(width, x, y) {
   let rows = shown.filter((i) => number(x.key, i) !== null && number(y.key, i) !== null);
   if (!rows.length) return [empty(`No measurement that passes the filters has both ${x.label} and ${y.label}.`)];
-  const groups = d3.groups(rows.filter(rankable), (i) => `${text("model", i)}\n${text("target", i)}`).map(([, members]) => front(members, x, y));
+  const groups = d3.groups(rows.filter(rankable), (i) => `${text("model", i)}\n${text("target", i)}\n${text("batch_id", i)}`).map(([, members]) => front(members, x, y));
   const lines = groups.length <= MOST_FRONTS ? groups : [];
   const name = namer(rows.length <= 400 ? rows : []);
   const every = rows.length;
@@ -75,8 +75,8 @@ function scatter(width, x, y) {
   const alone = rows.some((i) => text("interval_of", i) === "samples") && [x, y].some((m) => m.error === "95 % interval");
   const without = [x, y].filter((m) => !m.error && m.key !== "file").map((m) => m.label);
   const told = [`${corner}; hollow: INVALID, never on a front.`];
-  if (lines.length) told.push("Dashed: the Pareto front" + (lines.length > 1 ? " of each target." : "."));
-  else if (groups.length > MOST_FRONTS) told.push("Fronts are of one model on one target: filter by target to see one.");
+  if (lines.length) told.push("Dashed: the Pareto front" + (lines.length > 1 ? " of each target and batch." : "."));
+  else if (groups.length > MOST_FRONTS) told.push("Fronts are of one model on one target in one batch: filter to see one.");
   if (bars.length) told.push(`Bars: ${bars.join("; ")}.`);
   if (alone) told.push("Where fewer than three processes were timed, the interval holds for that process alone.");
   if (without.length) told.push(`No bars for ${without.join(" and ")}: one figure a measurement.`);
