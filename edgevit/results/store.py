@@ -278,7 +278,8 @@ class Store:
         with self._mapped("looking for runs"), self._engine.begin() as connection:
             for row in connection.execute(query.order_by(r.c.started_at.desc(), r.c.run_id.desc())):
                 found.setdefault(row.target, []).append(row.run_id)
-        return self.runs_of([run_id for ids in found.values() for run_id in ids[:each]])
+        newest = self.each_run([run_id for ids in found.values() for run_id in ids[:each]])
+        return sorted(newest, key=lambda run: (run.started_at, run.job.run_id))
 
     def each_run(self, run_ids: Sequence[str]) -> Iterator[wire.Run]:
         """The runs of these ids in this order, a portion of them in memory at a time."""
