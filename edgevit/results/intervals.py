@@ -6,7 +6,7 @@ Doing Anything Obviously Wrong!*, ASPLOS 2009). So the unit is the process: each
 percentile, and their mean has Student's t interval of n - 1 degrees of freedom. What it holds is the percentile of a typical
 process: the exponential of the mean logarithm.
 
-A bootstrap over processes, the first choice, holds the true value only two times in three with three of them: it resamples
+A bootstrap over processes, the first choice, holds the true value only three times in four with three of them: it resamples
 three values, and knows no correction for so few (Cameron, Gelbach and Miller, *Bootstrap-based improvements for inference with
 clustered errors*, Review of Economics and Statistics 90, 2008). The simulation of both is ``benchmarks/interval_coverage.py``.
 
