@@ -54,7 +54,12 @@ def measure(name: str, url: str, count: int) -> None:
     ):
         print(f"  edgevit {' '.join(argv):40} {time_command(url, *argv)}", flush=True)
     with Store(url) as store:
-        for what, ask in (("every summary", store.summaries), ("every outline", store.outlines)):
+        for what, ask in (
+            ("the 50 newest batches", lambda: store.batches(50)),
+            ("every batch", store.batches),
+            ("every summary", store.summaries),
+            ("every outline", store.outlines),
+        ):
             began = time.perf_counter()
             found = len(ask())
             print(f"  {what + ', in the process':48} {time.perf_counter() - began:6.2f} s for {found:,}", flush=True)
