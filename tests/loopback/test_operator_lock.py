@@ -66,8 +66,8 @@ def test_what_changes_the_device_is_refused_to_everyone_else(agent: tiny.AgentPr
     take(agent, ANN)
     for stranger in ((), ("--operator", BEN)):
         assert "ann@desk is at it" in refused(agent, "rollback", *stranger)
-        assert "ann@desk" in refused(agent, "gc", *stranger)
-        assert "ann@desk" in refused(agent, "activate", *stranger, stdin={})
+    assert "ann@desk" in refused(agent, "gc", "--operator", BEN)
+    assert "ann@desk" in refused(agent, "activate", stdin={})
     assert "ann@desk" in refused(agent, "install", "--operator", BEN)
     agent.install(bundle)  # adds what nothing uses: a measurement by another does that too
     with pytest.raises(tiny.AgentRefused, match="no-active"):
@@ -137,10 +137,10 @@ def test_a_damaged_lock_keeps_nobody_out(agent: tiny.AgentProcess) -> None:
     assert take(agent, BEN)["taken"]
 
 
-def test_twelve_at_once_and_one_gets_it(agent: tiny.AgentProcess) -> None:
+def test_eight_at_once_and_one_gets_it(agent: tiny.AgentProcess) -> None:
     agent.root.mkdir(exist_ok=True)
     started = []
-    for number in range(12):
+    for number in range(8):
         process = agent.start("operator-take")
         asked = {"owner": f"op{number}@desk", "what": "deploy", "token": f"operator-{number:02}", "seconds": 600.0, "over": ""}
         started.append((process, json.dumps(asked).encode() + b"\n"))
