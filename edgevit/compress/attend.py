@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def attend(attention: Any, x: torch.Tensor, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What timm's ``Attention`` gives for (B, N, C), each key counted as often as its ``sizes`` (B, N, 1) says; also the
-    keys of all heads side by side, (B, N, heads · head_dim), which say how alike tokens are."""
+    """What timm's ``Attention`` gives for (B, N, C), each key counted as often as its ``sizes`` (B, N, 1) says; also the mean
+    of the keys over the heads, (B, N, head_dim), which says how alike tokens are."""
     batch, count, _ = x.shape
     heads, width = attention.num_heads, attention.head_dim
     q, k, v = _parts(attention.qkv(x), batch, count, heads, width)
     q, k = attention.q_norm(q), attention.k_norm(k)
     mixed = mix(q, k, v, attention.scale, sizes, attention.attn_drop)
     mixed = attention.norm(mixed.transpose(-3, -2).reshape(batch, count, heads * width))
-    return attention.proj_drop(attention.proj(mixed)), k.transpose(-3, -2).reshape(batch, count, heads * width)
+    return attention.proj_drop(attention.proj(mixed)), k.mean(-3).reshape(batch, count, width)
 
 
 def mix(

@@ -1,11 +1,10 @@
 """The merge_tokens step: tokens that look alike become one on the way through a Vision Transformer, with no training.
 
 Bolya et al., "Token Merging: Your ViT But Faster" (ICLR 2023): tokens are split in two by turns, each of the first finds the
-one of the second whose attention keys are most alike, and the most alike pairs merge into their mean, weighted by how many
-patches each stands for; attention and a mean over tokens count a merged token as often. Here the keys of all heads are compared
-side by side (their mean over the heads, as in the paper, costs DeiT-Tiny 38 % more KL at a third fewer MACs), every shape is
-static, and the choice is carried out by products with one-hot matrices, so that both exporters write it with plain kernels: no
-scatter, no sort of indices.
+one of the second whose attention key is most alike, and the most alike pairs merge into their mean, weighted by how many
+patches each stands for; attention and a mean over tokens count a merged token as often. Here every shape is static and the
+choice is carried out by products with one-hot matrices, so that both exporters write it with plain kernels: no scatter, no
+sort of indices.
 """
 
 from __future__ import annotations
@@ -212,11 +211,10 @@ def block_costs(module: Any) -> list[BlockCost]:
     def linear(part: Any) -> int:
         return sum(m.weight.numel() for m in part.modules() if isinstance(m, torch.nn.Linear))
 
-    costs = []
-    for block in module.blocks:
-        inner = block.attn.num_heads * block.attn.head_dim
-        costs.append(BlockCost(linear(block.attn), 2 * inner, linear(block.mlp), module.embed_dim, inner))
-    return costs
+    return [
+        BlockCost(linear(b.attn), 2 * b.attn.num_heads * b.attn.head_dim, linear(b.mlp), module.embed_dim, b.attn.head_dim)
+        for b in module.blocks
+    ]
 
 
 def block_macs(costs: Sequence[BlockCost], counts: Sequence[tuple[int, int]], prefix: int) -> int:
