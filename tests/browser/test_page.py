@@ -178,7 +178,8 @@ def test_a_served_page_shows_what_comes_and_keeps_what_was_chosen(browser: Brows
                 browser.wait("document.getElementById('count')?.textContent === '4 of 8 measurements'")
                 assert browser.js("document.querySelector('select[aria-label=scheme]').value") == "int8-dynamic"
                 assert browser.js("document.getElementById('live').textContent").startswith("live")
-                assert browser.said == []
+                # Chromium breaks off a request when any interface of the machine changes; the page asks again.
+                assert [told for told in browser.said if "ERR_NETWORK_CHANGED" not in told] == []
             finally:
                 server.shutdown()
                 serving.join()
