@@ -109,7 +109,7 @@ def main() -> int:
 
 
 def prepare(fleet: list[Device], runtime: Runtime, signer: tiny.Signer, *, prove: bool) -> None:
-    """Every device in the fleet file under the tag ``fleet``, trusted, with a runtime (proven if asked), believing ``signer``."""
+    """Every device in the fleet file under the tag ``fleet``, trusted, with a runtime (proven if asked), its signer known."""
     by_name = {device.target.name: device for device in fleet}
     for device in fleet:
         runtime.lend(device)
