@@ -40,11 +40,11 @@ def test_a_winner_is_found_kept_and_rebuilt_to_the_same_digest_and_nothing_is_do
     home: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "won"
-    code, got, said = tune(capsys, images, "--max-loss", "100", "--trials", "3", "-o", out)
+    code, got, said = tune(capsys, images, "--max-loss", "100", "--trials", "2", "-o", out)
     (here,) = got["targets"]
     won = here["winner"]
     assert code == 0 and won is not None and won["confirmed"], said
-    assert len(got["candidates"]) == 3 and "local: on the front:" in said
+    assert len(got["candidates"]) == 2 and "local: on the front:" in said
     with open_store() as store:
         assert {r.job.run_id for r in store.runs()} >= set(won["figures"]["runs"]), "the evidence is not in the store"
     assert won["figures"]["top1"] is not None, "top-1 was not counted on the target"
@@ -61,13 +61,13 @@ def test_a_winner_is_found_kept_and_rebuilt_to_the_same_digest_and_nothing_is_do
 
     # The same again measures nothing and answers the same.
     before = counted()
-    code, again, said = tune(capsys, images, "--max-loss", "100", "--trials", "3")
+    code, again, said = tune(capsys, images, "--max-loss", "100", "--trials", "2")
     assert code == 0 and counted() == before and "measure" not in said
     assert again["targets"][0]["winner"]["candidate"]["bundle"] == kept.digest
     assert again["targets"][0]["winner"]["figures"] == won["figures"]
 
     # Limits that nothing meets: the nearest is named with what it misses. All of it is built and measured already.
-    small = ["--max-loss", "100", "--max-size-mb", "0.01", "--trials", "3"]
+    small = ["--max-loss", "100", "--max-size-mb", "0.01", "--trials", "2"]
     code, none, said = tune(capsys, images, *small)
     (here,) = none["targets"]
     assert code == 1 and here["winner"] is None and here["nearest"]["misses"][0].startswith("size 0.")
@@ -81,7 +81,7 @@ def test_a_winner_is_found_kept_and_rebuilt_to_the_same_digest_and_nothing_is_do
     )
     fleet.chmod(0o600)
     code, rest, said = tune(capsys, images, *small, "--target", "ghost")
-    assert code == 3 and "ghost" in said and len(rest["candidates"]) == 3
+    assert code == 3 and "ghost" in said and len(rest["candidates"]) == 2
     assert {t["target"]: bool(t["dead"]) for t in rest["targets"]} == {"local": False, "ghost": True}
 
 
