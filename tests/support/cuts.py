@@ -40,8 +40,8 @@ class Tally:
 
 
 class Cut(Quiet):
-    """Kills the server's connections once ``after`` bytes are under way, or looked at on the device; ``asked`` is what the device
-    asked for in all, but for the chunk index."""
+    """Kills the server's connections once ``after`` bytes are under way, or looked at on the device; ``asked`` is what the
+    device asked for in all, but for the chunk index."""
 
     def __init__(self, server: LoopbackSshd, after: float) -> None:
         self._server, self._after, self.asked, self.made = server, after, 0.0, False
