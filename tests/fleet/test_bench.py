@@ -53,12 +53,7 @@ def test_all_devices_are_given_their_job_over_one_connection_before_one_is_waite
     assert sorted(run.job.target for run in runs) == sorted(names)
     for run in runs:
         assert [m.bundle_name for m in run.measurements] == ["tiny", "other"], "both in one job"
-    spreads = document["device_spread"]
-    # Both bundles hold the same file: one variant, on three devices of one profile, whatever of it is VALID here.
-    assert {spread["profile"] for spread in spreads} == {"generic-x86-64"}
-    for spread in spreads:
-        counted = spread["found"]["devices"] if spread["found"] else 0
-        assert counted + len(spread["not_valid"]) == 3 or spread["found"] is None
+    assert "device_spread" not in document, "three namespaces of one machine, as its boot tells, are no three devices"
 
 
 def test_a_device_that_is_off_keeps_no_table_from_the_others(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import subprocess
 import threading
 import time
@@ -46,7 +48,8 @@ class At(Quiet):
 
 @pytest.fixture
 def made(signer: Signer) -> tiny.TinyBundle:
-    return tiny.make_bundle(signer, extra_blob=b'["x"]' + b" " * WEIGHT)
+    # Random, so that no part of it is another's copy, which would not be sent.
+    return tiny.make_bundle(signer, extra_blob=json.dumps([random.Random(1).randbytes(WEIGHT // 2).hex()]).encode())
 
 
 @pytest.fixture

@@ -225,9 +225,11 @@ def test_cancelled_while_nobody_knows_whether_it_arrived_the_device_is_asked(
     box: Device, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A sending that was cut off is neither taken back without asking nor sent again."""
-    arrived, lost = (put(bundle, box.target.name) for _ in range(2))
+    arrived, lost = sorted((put(bundle, box.target.name) for _ in range(2)), key=lambda e: (e.queued_at, e.run_id))
     argv = [sys.executable, "-c", SEND, "between sending and noting", box.target.name]
-    subprocess.run(argv, capture_output=True, timeout=120, check=False)
+    killed = subprocess.run(argv, capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert outbox.was_asked(outbox_dir(), arrived.run_id), "it was another job that was sent first"
     outbox.note_asked(outbox_dir(), lost.run_id)
     assert outbox.take_back(outbox_dir(), [arrived.run_id, lost.run_id]) == []
     code, found, said = command(capsys, "collect", box.target.name, "--cancel", arrived.run_id, "--cancel", lost.run_id)
