@@ -6,6 +6,7 @@ lock that it has, so those tests stay together, in one process and first; of the
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from tests.support.agent_bundle import Signer, TinyBundle, make_bundle, make_sig
 TESTS = Path(__file__).resolve().parent
 ON_A_DEVICE = ("loopback", "sshd", "fleet", "pythons")
 """Folders of tests that start agents."""
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,6 +24,8 @@ def short(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     rounded = float(f"{value:.{DIGITS}g}")
+    if math.isinf(rounded):
+        return value
     return int(rounded) if rounded.is_integer() else rounded
 
 

@@ -41,7 +41,7 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
         engine = sa.create_engine(parsed, pool_pre_ping=True, connect_args=_patience(parsed))
     except ImportError as e:
         if parsed.get_driver_name() == "psycopg":
-            raise MissingExtra("psycopg, which speaks to PostgreSQL,", "postgres") from e
+            raise MissingExtra("psycopg", "postgres") from e
         raise StoreError(f"the store {shown} cannot be used: {e}", hint="pip install 'edgevit[postgres]'") from e
     except SQLAlchemyError as e:
         raise StoreError(f"the store {shown} cannot be used: {short(e)}", hint="edgevit doctor") from e

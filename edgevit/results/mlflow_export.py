@@ -32,7 +32,7 @@ def export_to_mlflow(
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ModuleNotFoundError as e:
-        raise MissingExtra("MLflow", "mlflow") from e
+        raise MissingExtra("mlflow-skinny", "mlflow") from e
     try:
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from device_agents.verdict import judge
 from device_agents.wire import Power, Reading, Run, Sampling, Series, decode, encode
-from edgevit.report.page import render_page
+from edgevit.report.page_data import Shown, page_data
 from edgevit.report.table import json_rows, render_table
 from edgevit.results.energy import measure_energy
 from edgevit.results.stats import summarize_all
@@ -132,12 +132,18 @@ def test_without_a_sensor_the_wide_table_says_why_once() -> None:
     assert shown(measured(series), wide=True).count("no sensor of power there") == 1
 
 
-def test_the_page_shows_energy_where_it_was_measured_and_else_the_reason() -> None:
-    page = render_page([one(4000.0, 5000.0, 6000.0, 5000.0, 5000.0)])
-    assert "energy mJ" in page and "119.97" in page and "scope board" in page and "0.20 % of one core" in page
+def test_the_page_has_energy_where_it_was_measured_and_else_the_reason() -> None:
+    data = page_data(shown_on_page(one(4000.0, 5000.0, 6000.0, 5000.0, 5000.0)))
+    assert data["table"]["numbers"]["energy"] == [119.97] and data["table"]["texts"]["scope"]["values"] == ["board"]
+    assert any("the rail VDD_IN" in text for text in map(str, data["scopes"]))
     without = dataclasses.replace(measurement(processes=1).series[0], power_absent="no sensor of power there")
-    page = render_page([measured(without)])
-    assert "energy mJ" not in page and "no sensor of power there" in page
+    table = page_data(shown_on_page(measured(without)))["table"]
+    assert "energy" not in table["numbers"]
+    assert table["texts"]["energy_absent"]["values"] == ["no sensor of power there"]
+
+
+def shown_on_page(made: Run) -> Shown:
+    return Shown(summarize_all([made]), [made], 1)
 
 
 def test_a_sensor_that_went_away_is_a_warning_and_nothing_worse() -> None:

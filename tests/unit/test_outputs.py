@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -18,7 +17,9 @@ from tests.support.agent_bundle import make_bundle, make_signer
 BUILD = ["build", "no-such-model", "--random-weights", "--recipe", "fp32", "--profile", "generic-x86-64", "-o"]
 
 
-@pytest.mark.parametrize("argv", [["report", "-o"], ["results", "export", "-o"], ["study", "digits", "--markdown"]])
+@pytest.mark.parametrize(
+    "argv", [["report", "-o"], ["results", "export", "--format", "csv", "-o"], ["study", "digits", "--markdown"]]
+)
 @pytest.mark.parametrize(
     ("place", "said", "hint"),
     [
@@ -71,13 +72,12 @@ def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "page.html").write_text("old")
-    fdopen = os.fdopen
 
-    def full(*args: Any, **kwargs: Any) -> Any:
-        fdopen(args[0]).close()
+    def full(path: Path, text: str, **_: Any) -> Any:
+        path.write_bytes(text[:1].encode())
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UsageError, match="No space left on device") as caught:
         write_whole(tmp_path / "page.html", "new")
     assert caught.value.hint.startswith("df -h")

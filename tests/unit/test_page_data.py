@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from device_agents.wire import Accuracy, EvaluationSet, Measurement, OperatorProfile, OperatorTime, Placement, Window
@@ -46,6 +46,7 @@ def test_a_stretch_keeps_its_fastest_its_median_and_its_slowest(samples: list[in
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
+@example(1.79765e308)
 def test_a_short_figure_is_within_its_digits_or_absent(value: float) -> None:
     told = short(value)
     if value != value or abs(value) == float("inf"):

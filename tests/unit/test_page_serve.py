@@ -45,7 +45,7 @@ def server(url: str) -> Iterator[PageServer]:
 
 
 def ask(server: PageServer, path: str, host: str | None = None, method: str = "GET") -> tuple[int, dict[str, str], str]:
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=20)  # type: ignore[arg-type]
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=120)  # type: ignore[arg-type]
     connection.putrequest(method, path, skip_host=host is not None)
     if host:
         connection.putheader("Host", host)
@@ -141,12 +141,12 @@ def test_the_command_serves_until_interrupted_and_ends_cleanly(url: str, tmp_pat
         line = serving.stderr.readline()
         found = re.fullmatch(r"serving http://127\.0\.0\.1:(\d+)/ until Ctrl-C\n", line)
         assert found is not None, line
-        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=120)
         connection.request("GET", "/data")
         assert connection.getresponse().status == 200
         connection.close()
         serving.send_signal(signal.SIGINT)
-        assert serving.wait(20) == 0
+        assert serving.wait(120) == 0
         assert serving.stderr.read() == "stopped serving\n"
     finally:
         serving.kill()

@@ -125,7 +125,7 @@ def test_ctrl_c_begins_nothing_new_and_finishes_what_is_under_way() -> None:
         def work(_turn: Turn) -> None:
             begun.append(name)
             os.kill(os.getpid(), signal.SIGINT)
-            assert told.wait(30)
+            assert told.wait(120)
             finished.append(name)
 
         return Piece(name, name, work)
