@@ -57,7 +57,9 @@ def _answer_lines(a: Answer) -> list[Text]:
         lines.append(Text.assemble((f"{a.target}: ", "bold"), (one_line(a.winner), "bold green")))
         if f is not None:
             lost = "" if f.lost is None else f"; of the images fp32 gets right it loses {f.lost}, and gains {f.gained}"
-            lines.append(Text(f"  evidence: runs {', '.join(f.runs)}; {f.runtime}, {a.winner.candidate.threads} threads{lost}"))
+            lines.append(
+                Text(f"  evidence: runs {', '.join(f.runs)}; {f.runtime}, threads: {a.winner.candidate.threads}{lost}")
+            )
     elif a.nearest is None:
         lines.append(Text.assemble((f"{a.target}: ", "bold"), ("nothing was found", "bold red")))
     else:
