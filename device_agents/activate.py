@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, Optional, Set, Tuple
 
 from device_agents import wire
 from device_agents.clock import utc_now
@@ -162,9 +162,10 @@ def read_signers(store: Store) -> "list[str]":
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def foresee_garbage(store: Store, activating: str) -> Dict[str, Any]:
-    """What :func:`collect_garbage` would remove once the bundle ``activating`` is active; nothing is changed."""
-    kept = _needed_bundles(store, activating)
+def foresee_garbage(store: Store, activating: str, name: str, version: int) -> Dict[str, Any]:
+    """What :func:`collect_garbage` would remove once the bundle ``activating``, of this name and version, is active;
+    nothing is changed."""
+    kept = _needed_bundles(store, activating, {name: (version, activating)})
     doomed = [d for d in store.bundle_digests() if d not in kept]
     needed = _blobs_of(store, kept)
     sizes = [size for sha256, size in store.inventory().items() if sha256 not in needed]
@@ -200,8 +201,9 @@ def _blobs_of(store: Store, bundles: Set[str]) -> Set[str]:
     return needed
 
 
-def _needed_bundles(store: Store, activating: str = "") -> Set[str]:
-    """What must stay; ``activating``: as it will be once that bundle is active and today's active one the previous."""
+def _needed_bundles(store: Store, activating: str = "", coming: "Optional[Dict[str, Tuple[int, str]]]" = None) -> Set[str]:
+    """What must stay; ``activating``: as it will be once that bundle is active and today's active one the previous. ``coming``:
+    (version, digest) by name of what is not installed yet."""
     installed = set(store.bundle_digests())
     kept: Set[str] = {activating}
     state = read_active(store)
@@ -213,7 +215,7 @@ def _needed_bundles(store: Store, activating: str = "") -> Set[str]:
         data = store.read(store.queue_path(run_id), wire.MAX_JOB_BYTES)
         with contextlib.suppress(wire.WireError):
             kept.update(v.bundle for v in wire.loads(wire.Job, data or b"", "job", wire.MAX_JOB_BYTES).variants)
-    newest: Dict[str, "tuple[int, str]"] = {}
+    newest = dict(coming or {})
     for digest in installed:
         with contextlib.suppress(Refused):
             manifest = parse_manifest(store.bundle_bytes(digest)[0])

@@ -121,7 +121,9 @@ def bench(
     if against is not None and more:
         raise UsageError("--against compares two bundles", hint="leave --and out")
     if twice := [b.manifest.name for i, b in enumerate(opened) if b.digest in {o.digest for o in opened[:i]}]:
-        raise UsageError(f"{twice[0]} was given twice: {opened[0].path} and the others must be different bundles")
+        raise UsageError(
+            f"there is nothing to compare: {twice[0]} was given twice", hint="edgevit bench BUNDLE … with different bundles"
+        )
     if against is not None and every:
         raise UsageError("--against compares two bundles variant by variant", hint="leave --variants out")
     if detach and require_valid:

@@ -179,7 +179,7 @@ def _plan(order: Order, session: Session) -> tuple[DeployPlan, Choice | None, Fa
     variant, policy, choice = pick(order, session, facts)
     bundle = order.bundle
     have = session.agent.have(bundle.manifest.blobs(), bundle.read_chunk_index())
-    remove = session.agent.foresee_gc(bundle.digest) if order.prune else None
+    remove = session.agent.foresee_gc(bundle) if order.prune else None
     plan = plan_deploy(bundle, session.target.name, facts, have, variant, policy, allow_older=order.allow_older, remove=remove)
     return plan, choice, facts
 

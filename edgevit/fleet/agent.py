@@ -200,9 +200,10 @@ class Agent:
         """Give the lock back; False where it was not this token's any more."""
         return self._field(self._call("operator-release", ["--operator", token]), "released", bool)
 
-    def foresee_gc(self, activating: str) -> Freed:
-        """What :meth:`gc` would remove once the bundle of this digest is active."""
-        return self._freed(self._call("foresee-gc", ["--activating", activating]))
+    def foresee_gc(self, bundle: Bundle) -> Freed:
+        """What :meth:`gc` would remove once ``bundle`` is active."""
+        known = ["--activating", bundle.digest, "--name", bundle.manifest.name, "--version", str(bundle.manifest.version)]
+        return self._freed(self._call("foresee-gc", known))
 
     def submit(self, job: wire.Job) -> bool:
         """Queue ``job``; False where its ``run_id`` was known already. Harmless to repeat."""

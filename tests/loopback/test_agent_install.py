@@ -347,11 +347,12 @@ def small_disk_free(place: Path) -> int:
 def test_signers_are_added_once_and_replaced_whole(agent: AgentProcess, signer: Signer, tmp_path: Path) -> None:
     other = make_signer(tmp_path, "other")
     lines = [signer.line(), other.line("ann")]
-    assert agent.call("allow", stdin={"lines": lines, "replace": False}) == {"signers": 2, "added": 1}
-    assert agent.call("allow", stdin={"lines": lines, "replace": False}) == {"signers": 2, "added": 0}
+    assert agent.call("allow", stdin={"lines": lines, "replace": False}) == {"signers": 2, "added": 1, "removed": 0}
+    assert agent.call("allow", stdin={"lines": lines, "replace": False}) == {"signers": 2, "added": 0, "removed": 0}
     assert refused(lambda: agent.call("allow", stdin={"lines": ["nonsense"], "replace": True})).code == "bad-request"
     assert agent.call("signers")["lines"] == lines
-    assert agent.call("allow", stdin={"lines": [other.line("ann")], "replace": True}) == {"signers": 1, "added": 1}
+    replaced = agent.call("allow", stdin={"lines": [other.line("ann")], "replace": True})
+    assert replaced == {"signers": 1, "added": 1, "removed": 1}
 
 
 def test_a_damaged_record_of_what_is_active_can_be_written_anew(agent: AgentProcess, signer: Signer) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import os
 import pwd
+import secrets
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def test_account() -> Iterator[Account]:
         finally:
             shutil.rmtree(home, ignore_errors=True)
         return
-    name = f"edgevit-test-{os.getpid()}"
+    name = f"edgevit-test-{os.getpid()}-{secrets.token_hex(2)}"
     _remove_stale()
     subprocess.run(
         ["useradd", "--no-create-home", "--home-dir", str(home), "--shell", "/bin/sh", name], check=True, capture_output=True
@@ -57,7 +58,7 @@ def test_account() -> Iterator[Account]:
 
 def _remove_stale() -> None:
     for entry in pwd.getpwall():
-        owner = entry.pw_name.removeprefix("edgevit-test-")
+        owner = entry.pw_name.removeprefix("edgevit-test-").partition("-")[0]
         if entry.pw_name.startswith("edgevit-test-") and owner.isdigit() and not Path(f"/proc/{owner}").exists():
             subprocess.run(["userdel", "--force", entry.pw_name], check=False, capture_output=True)
 
