@@ -102,12 +102,8 @@ def _gc(start: Start, store: Any, console: Any) -> Any:
 
 def _foresee(start: Start, store: Any, console: Any) -> Any:
     from device_agents.activate import foresee_garbage
-    from device_agents.errors import Refused
 
-    version = start.option("--version")
-    if not version.isdigit():
-        raise Refused("bad-request", "foresee-gc: --version takes a whole number, got {!r}".format(version[:40]))
-    return foresee_garbage(store, start.option("--activating"), start.option("--name"), int(version))
+    return foresee_garbage(store, console)
 
 
 def _submit(start: Start, store: Any, console: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
 import stat
 import time
@@ -162,12 +164,17 @@ def read_signers(store: Store) -> "list[str]":
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def foresee_garbage(store: Store, activating: str, name: str, version: int) -> Dict[str, Any]:
-    """What :func:`collect_garbage` would remove once the bundle ``activating``, of this name and version, is active;
-    nothing is changed."""
-    kept = _needed_bundles(store, activating, {name: (version, activating)})
+def foresee_garbage(store: Store, console: Console) -> Dict[str, Any]:
+    """What :func:`collect_garbage` would remove once the bundle of the manifest that is read is active; nothing is changed."""
+    request = console.read_json("foresee-gc", 2 * wire.MAX_MANIFEST_BYTES)
+    try:
+        data = base64.b64decode(request["manifest"], validate=True)
+    except (TypeError, KeyError, ValueError) as e:
+        raise Refused("bad-request", "foresee-gc: expected an object with the manifest in base64: {}".format(e)) from e
+    coming, activating = parse_manifest(data), hashlib.sha256(data).hexdigest()
+    kept = _needed_bundles(store, activating, {coming.name: (coming.version, activating)})
     doomed = [d for d in store.bundle_digests() if d not in kept]
-    needed = _blobs_of(store, kept)
+    needed = _blobs_of(store, kept) | {blob.sha256 for blob in coming.blobs()}
     sizes = [size for sha256, size in store.inventory().items() if sha256 not in needed]
     return {"removed_bundles": len(doomed), "removed_blobs": len(sizes), "freed_bytes": sum(sizes)}
 

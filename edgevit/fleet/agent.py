@@ -202,8 +202,8 @@ class Agent:
 
     def foresee_gc(self, bundle: Bundle) -> Freed:
         """What :meth:`gc` would remove once ``bundle`` is active."""
-        known = ["--activating", bundle.digest, "--name", bundle.manifest.name, "--version", str(bundle.manifest.version)]
-        return self._freed(self._call("foresee-gc", known))
+        manifest = base64.b64encode(bundle.manifest_bytes).decode("ascii")
+        return self._freed(self._call("foresee-gc", payload={"manifest": manifest}))
 
     def submit(self, job: wire.Job) -> bool:
         """Queue ``job``; False where its ``run_id`` was known already. Harmless to repeat."""
