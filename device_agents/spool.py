@@ -93,7 +93,7 @@ def check_quota(store: Store) -> None:
                 "{:,} MB of the daemon's quota of {:,} MB are in use, {:,} results wait to be brought home".format(
                     used, state.quota_mb, len(store.spooled())
                 ),
-                "edgevit collect; then edgevit target daemon install … --quota-mb",
+                "edgevit collect; then edgevit target daemon install … --disk-quota-mb",
             )
 
 

@@ -1,4 +1,4 @@
-"""The options that say which model, which recipes, which boards and which data: shared by ``build`` and ``run``."""
+"""The options that say which model, which recipes, which boards and which data: shared by the commands that build."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
+
+
+def engine_options(command: F) -> F:
+    """Who builds, and how many at a time: ``jobs`` and ``engine_name``."""
+    command = click.option(
+        "--engine",
+        "engine_name",
+        type=click.Choice(["processes", "ray"]),
+        default="processes",
+        show_default=True,
+        help="Who builds: processes here, or the Ray cluster of RAY_ADDRESS.",
+    )(command)
+    return click.option(
+        "--jobs", type=click.IntRange(1, 256), help="Processes that build at a time; default: half of the cores."
+    )(command)
 
 
 def _triple(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, float, float] | None:

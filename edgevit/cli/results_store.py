@@ -105,6 +105,8 @@ def import_(other: str, dry_run: bool, as_json: bool) -> None:
     from edgevit.results.retention import merge_stores
     from edgevit.results.store import open_store
 
+    if "://" not in other and not Path(other).expanduser().is_file():
+        raise UsageError(f"no store to import at {other}", hint=f"ls {Path(other).expanduser().parent}")
     if as_db_url(other) == db_url():
         raise UsageError("OTHER_DB is this very store", hint="edgevit doctor")
     with open_store(as_db_url(other), read_only=True) as source, open_store() as into, showing_progress() as progress:

@@ -13,7 +13,7 @@ from edgevit.cli.selection import choose_stored
 from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable
 from edgevit.fleet.audit import Action, Detail, Entry, recording
 from edgevit.fleet.deploy import DeployOutcome, DeployPlan, apply_plan, check_pin, describe, plan_deploy
-from edgevit.fleet.operator import Operator, release_lock, take_lock
+from edgevit.fleet.operator import Operator, holding, release_lock
 from edgevit.fleet.pace import Estimate, estimate
 from edgevit.fleet.retry import keep_trying
 from edgevit.progress import OneLine, Progress
@@ -125,18 +125,10 @@ def ship_one(order: Order, target: Target, progress: Progress, *, keep_lock: boo
 
             def work(session: Session) -> tuple[DeployPlan, DeployOutcome, Choice | None, Facts, str]:
                 line.start(name, f"{name}: facts and plan")
-                ended_lock = take_lock(session.agent, order.operator, take_over=order.take_over)
-                try:
+                with holding(session.agent, order.operator, take_over=order.take_over, keep=keep_lock) as ended_lock:
                     plan, choice, facts = _plan(order, session)
                     record.note(variant=describe(plan.wanted), policy=plan.policy)
                     outcome = apply_plan(plan, order.bundle, session.agent, line)
-                except (LostLink, Unreachable):
-                    raise
-                except BaseException:
-                    release_lock(session.agent, order.operator)
-                    raise
-                if not keep_lock:
-                    release_lock(session.agent, order.operator)
                 return plan, outcome, choice, facts, ended_lock.owner if ended_lock else ""
 
             (plan, outcome, choice, facts, took_over), lost = keep_trying(

@@ -13,7 +13,7 @@ import click
 from edgevit.cli.bench import Wanted, bench_session
 from edgevit.cli.connect import Session, each_target, select_targets, target_profile
 from edgevit.cli.console import emit_json, json_option, out, say
-from edgevit.cli.model_options import FILE
+from edgevit.cli.model_options import FILE, engine_options
 from edgevit.cli.progress_context import showing_progress
 from edgevit.errors import UsageError
 
@@ -46,15 +46,7 @@ def _settings(_ctx: click.Context, param: click.Parameter, value: Sequence[str])
 @click.option("--set", "settings", multiple=True, callback=_settings, metavar="K=V", help="A name that the study leaves open.")
 @click.option("--target", "targets", multiple=True, metavar="T", help="Measure here instead of on the study's targets.")
 @click.option("--plan", type=click.Choice(["quick", "standard"]), help="Instead of the study's plan.")
-@click.option("--jobs", type=click.IntRange(1, 256), help="Processes that build at a time; default: half of the cores.")
-@click.option(
-    "--engine",
-    "engine_name",
-    type=click.Choice(["processes", "ray"]),
-    default="processes",
-    show_default=True,
-    help="Who builds: processes here, or the Ray cluster of RAY_ADDRESS.",
-)
+@engine_options
 @click.option("--again", is_flag=True, help="Measure also what the results hold already.")
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="Keep the bundles here.")
 @click.option("--markdown", type=FILE, metavar="FILE", help="Write the table as markdown, too.")

@@ -12,7 +12,7 @@ import click
 
 from edgevit.cli.connect import Session, each_target, open_session, select_targets, target_profile
 from edgevit.cli.console import emit_json, json_option, out, say
-from edgevit.cli.model_options import FILE, data_options, model_options, model_source
+from edgevit.cli.model_options import FILE, data_options, engine_options, model_options, model_source
 from edgevit.cli.progress_context import showing_progress
 from edgevit.errors import UsageError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgevit.profile import Profile
     from edgevit.progress import Progress
     from edgevit.results.store import Store
+    from edgevit.study.file import StudyModel
     from edgevit.tune.answer import Answer
     from edgevit.tune.candidate import Candidate
     from edgevit.tune.host import Asked, Host
@@ -69,15 +70,7 @@ def _budget(_ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="How the best are measured in the end.",
 )
 @click.option("--anyway", is_flag=True, help="Let INVALID figures count, too.")
-@click.option("--jobs", type=click.IntRange(1, 256), help="Processes that build at a time; default: half of the cores.")
-@click.option(
-    "--engine",
-    "engine_name",
-    type=click.Choice(["processes", "ray"]),
-    default="processes",
-    show_default=True,
-    help="Who builds: processes here, or the Ray cluster of RAY_ADDRESS.",
-)
+@engine_options
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="The winner of each target: its bundle, and its recipe as YAML.")
 @json_option
 def tune(
@@ -125,7 +118,9 @@ def tune(
 
         verify_writable_folder(output)
     names = [t.name for t in select_targets(targets)]
-    cache, key = Cache(), signing_key(options["sign_key"])
+    cache = Cache()
+    model, given = what_is_given(options, cache)
+    key = signing_key(options["sign_key"])
     with open_store() as store, showing_progress() as progress:
         profiles = {t.name: profile_of(t) for t in select_targets(names)}
         road = Road(store, progress, key)
@@ -134,14 +129,15 @@ def tune(
             return road.code
         verify_measurable(limits, facts)
         verify_threads(threads, facts)
-        asked, formats, digest = what_is_asked(options, profiles, key, cache, [*map(str, vars(limits).items()), *threads, seed])
+        rest = [*map(str, vars(limits).items()), *threads, seed]
+        asked, digest = what_is_asked(model, given, options, profiles, key, rest)
         folder = places.data_dir() / "tune" / digest[:16]
         root = cache.root / "tune" / digest[:16]
         with open_engine(engine_name, jobs) as engine, Trials(folder, seed) as kept:
             progress.start("tune", f"searching for {seconds / 60:g} minutes", round(seconds), "s")
             host = Host(asked, engine, cache, root, progress, limits)
             road.host = host
-            space = the_space(kept, host, facts, profiles, formats, threads)
+            space = the_space(kept, host, facts, profiles, options["model_formats"], threads)
             search = Search(
                 space, limits, Effort(seconds, trials), tuple(names), kept, host, road, progress, PLANS[confirm], anyway
             )
@@ -169,26 +165,34 @@ def verify_threads(threads: Sequence[int], facts: Mapping[str, Facts]) -> None:
             )
 
 
-def what_is_asked(
-    options: dict[str, Any], profiles: Mapping[str, Profile], key: Path, cache: Any, rest: Sequence[Any]
-) -> tuple[Asked, tuple[str, ...], str]:
-    """The model with its data, the formats, and the digest by which this very search is known again."""
-    from edgevit.build import code_digest
-    from edgevit.cache import digest_of
+def what_is_given(options: dict[str, Any], cache: Any) -> tuple[StudyModel, list[Any]]:
+    """The model with its data, and what identifies both: read before anything is made or any target is asked."""
     from edgevit.data import open_data
     from edgevit.study.file import StudyModel
-    from edgevit.tune.host import Asked
 
     source = model_source(options)
     model = StudyModel(source.name, source, options["calib_data"], options["eval_data"], tuple(options["train_data"]), None)
-    boards = tuple({p.name: p for p in profiles.values()}.values())
-    formats = options["model_formats"]
     sets = [open_data(path, cache).digest for path in (model.eval, model.calib, *model.train) if path is not None]
-    asked = Asked(model, boards, options["batch"], key)
+    return model, [vars(source), source.fast_digest(cache), sets]
+
+
+def what_is_asked(
+    model: StudyModel,
+    given: list[Any],
+    options: dict[str, Any],
+    profiles: Mapping[str, Profile],
+    key: Path,
+    rest: Sequence[Any],
+) -> tuple[Asked, str]:
+    """What is built from, and the digest by which this very search is known again."""
+    from edgevit.build import code_digest
+    from edgevit.cache import digest_of
+    from edgevit.tune.host import Asked
+
+    boards = tuple({p.name: p for p in profiles.values()}.values())
     names = [[name, p.name] for name, p in profiles.items()]
-    identity = source.fast_digest(cache)
-    digest = digest_of("tune", vars(source), identity, sets, names, formats, options["batch"], list(rest), code_digest())
-    return asked, formats, digest
+    digest = digest_of("tune", *given, names, options["model_formats"], options["batch"], list(rest), code_digest())
+    return Asked(model, boards, options["batch"], key), digest
 
 
 def the_space(

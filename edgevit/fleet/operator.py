@@ -104,8 +104,9 @@ def release_lock(agent: Agent, operator: Operator) -> None:
 
 
 @contextmanager
-def holding(agent: Agent, operator: Operator, *, take_over: bool = False) -> Iterator[OperatorLock | None]:
-    """The lock for the length of the block; what :func:`take_lock` returns. After a lost link it stays, for the next try."""
+def holding(agent: Agent, operator: Operator, *, take_over: bool = False, keep: bool = False) -> Iterator[OperatorLock | None]:
+    """The lock for the length of the block; what :func:`take_lock` returns. After a lost link it stays, for the next try; with
+    ``keep`` also where all went well."""
     ended = take_lock(agent, operator, take_over=take_over)
     try:
         yield ended
@@ -114,4 +115,5 @@ def holding(agent: Agent, operator: Operator, *, take_over: bool = False) -> Ite
     except BaseException:
         release_lock(agent, operator)
         raise
-    release_lock(agent, operator)
+    if not keep:
+        release_lock(agent, operator)

@@ -36,7 +36,7 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
         parsed.get_dialect()  # names an unknown one
         if parsed.get_backend_name() != "postgresql":
             raise StoreError(
-                f"the store {shown} is neither SQLite nor PostgreSQL", hint="edgevit results list --db sqlite:///results.sqlite"
+                f"the store {shown} is neither SQLite nor PostgreSQL", hint="edgevit --db sqlite:///results.sqlite results list"
             )
         engine = sa.create_engine(parsed, pool_pre_ping=True, connect_args=_patience(parsed))
     except ImportError as e:

@@ -157,6 +157,7 @@ def test_a_link_cut_in_mid_upload_is_said_and_the_next_deploy_goes_on_where_it_s
     total = sum(b.size for b in bundle.manifest.blobs())
     with connect(box, NoPrompts()) as agent:
         agent.allow([line_of(key)])
+        agent.max_rate_mbit = BIG * 8e-6 / 3.0  # three seconds: progress is told ten times a second
         cut = CutOnce(server, 5e6)
         with pytest.raises(LostLink):
             agent.install(bundle, cut)

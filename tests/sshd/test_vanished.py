@@ -29,6 +29,8 @@ from tests.support.relay import Relay
 from tests.support.sshd import Account, running_sshd
 
 BIG = 24_000_000
+RATE_MBIT = BIG * 8e-6 / 3.0
+"""Three seconds for the whole: progress is told ten times a second, and an upload that is over sooner is never cut."""
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +68,9 @@ class Once(Quiet):
 
 def agent_over(settings: SshSettings, policy: HostKeyPolicy, account: Account) -> Agent:
     transport = SshTransport.connect("box", replace(settings, alive_interval_s=0.3), policy, NoPrompts())
-    return Agent(transport, account.python, str(account.home / "vanishing"))
+    agent = Agent(transport, account.python, str(account.home / "vanishing"))
+    agent.max_rate_mbit = RATE_MBIT
+    return agent
 
 
 def give_up_and_resume(
