@@ -34,23 +34,28 @@ def data_dir() -> Path:
     return _place("user_data_dir", "data")
 
 
-_named: list[str] = []
-"""Stores named on command lines that are being run, the innermost last."""
+_named: dict[str, list[str]] = {"EDGEVIT_DB": [], "EDGEVIT_FLEET": []}
+"""What the command lines that are being run name in place of these variables, the innermost last."""
 
 
 @contextmanager
-def using_db(url: str) -> Iterator[None]:
-    """Within the block ``url`` (a path or an SQLAlchemy URL) is the operator's store, whatever EDGEVIT_DB says."""
-    _named.append(url)
+def using(variable: str, value: str) -> Iterator[None]:
+    """Within the block ``value`` stands for EDGEVIT_DB or EDGEVIT_FLEET, whatever the environment says."""
+    _named[variable].append(value)
     try:
         yield
     finally:
-        _named.pop()
+        _named[variable].pop()
+
+
+def _given(variable: str) -> str | None:
+    named = _named[variable]
+    return named[-1] if named else os.environ.get(variable)
 
 
 def db_url() -> str:
     """``--db``, else EDGEVIT_DB (each a path or an SQLAlchemy URL), else a SQLite file in :func:`data_dir`."""
-    given = _named[-1] if _named else os.environ.get("EDGEVIT_DB")
+    given = _given("EDGEVIT_DB")
     return as_db_url(given) if given else f"sqlite:///{data_dir() / 'results.sqlite'}"
 
 
@@ -71,8 +76,8 @@ def shown_url(url: str) -> str:
 
 
 def fleet_path() -> Path:
-    """EDGEVIT_FLEET, else ``fleet.yaml`` in :func:`config_dir`."""
-    given = os.environ.get("EDGEVIT_FLEET")
+    """``--fleet``, else EDGEVIT_FLEET, else ``fleet.yaml`` in :func:`config_dir`."""
+    given = _given("EDGEVIT_FLEET")
     return Path(given).expanduser().absolute() if given else config_dir() / "fleet.yaml"
 
 

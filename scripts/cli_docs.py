@@ -19,7 +19,8 @@ Exit codes: 0 done; 1 the work failed (parity, a failed measurement such as a go
 mismatch; with `--require-valid` also an INVALID run); 2 wrong use or
 configuration; 3 a device was unreachable or refused. Over several devices: 3 if any, else the worst other.
 
-Environment: `EDGEVIT_HOME` (everything below one folder), `EDGEVIT_DB` (results), `EDGEVIT_FLEET` (fleet file).
+Environment: `EDGEVIT_HOME` (everything below one folder), `EDGEVIT_DB` (results), `EDGEVIT_FLEET` (fleet file);
+`--db` and `--fleet`, anywhere on the line, stand above them.
 `edgevit doctor` prints where everything is.
 """
 

@@ -65,6 +65,26 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The group's own options may stand anywhere on the line, up to ``--``."""
+        own = {name for param in self.params if param.expose_value for name in param.opts}
+        moved: list[str] = []
+        rest: list[str] = []
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                rest += [word, *words]
+            elif word in own:
+                value = next(words, None)
+                if value is None:
+                    raise click.BadOptionUsage(word, f"Option {word!r} requires an argument.", ctx)
+                moved += [word, value]
+            elif word.partition("=")[0] in own:
+                moved.append(word)
+            else:
+                rest.append(word)
+        return super().parse_args(ctx, [*moved, *rest])
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from edgevit.errors import UnknownName
@@ -76,17 +96,23 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="edgevit", prog_name="edgevit")
 @click.option("--db", metavar="URL", help="The results store: a file, or postgresql+psycopg://… (default: EDGEVIT_DB).")
+@click.option("--fleet", metavar="FILE", help="The fleet file (default: EDGEVIT_FLEET).")
 @click.pass_context
-def cli(context: click.Context, db: str | None) -> None:
+def cli(context: click.Context, db: str | None, fleet: str | None) -> None:
     """Make Vision Transformers small and fast, ship them to boards over SSH, measure them there.
 
     First steps: `edgevit demo`, then `edgevit target add NAME USER@HOST` and
     `edgevit run MODEL --weights FILE --recipe fp32 --recipe int8-dynamic --target NAME`.
-    """
-    if db:
-        from edgevit.places import using_db
 
-        context.with_resource(using_db(db))
+    `--db` and `--fleet` may stand anywhere on the line.
+    """
+    from edgevit.places import using
+
+    for option, variable, value in (("--db", "EDGEVIT_DB", db), ("--fleet", "EDGEVIT_FLEET", fleet)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{option} is empty", hint="edgevit doctor")
+        if value is not None:
+            context.with_resource(using(variable, value))
 
 
 def exit_code(error: EdgevitError) -> int:

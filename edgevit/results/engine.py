@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from edgevit.errors import MissingExtra, StoreError
+from edgevit.errors import MissingExtra, StoreError, UsageError
 from edgevit.places import shown_url
 
 BUSY_SECONDS = 30
@@ -19,13 +19,13 @@ CONNECT_SECONDS = 10
 
 
 def open_engine(url: str, *, read_only: bool = False) -> Engine:
-    """An engine for ``url``. ``read_only``: nothing is created or changed. StoreError and MissingExtra say what is wrong; no
-    message shows a password."""
+    """An engine for ``url``. ``read_only``: nothing is created or changed. UsageError where the URL names no store that there
+    could be, MissingExtra and StoreError for what else is wrong; no message shows a password."""
     shown = shown_url(url)
     try:
         parsed = make_url(url)
     except ArgumentError as e:
-        raise StoreError(
+        raise UsageError(
             f"the store's URL {shown!r} is not one, expected such as sqlite:///results.sqlite", hint="edgevit doctor"
         ) from e
     if parsed.get_backend_name() == "sqlite":
@@ -35,8 +35,8 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
     try:
         parsed.get_dialect()  # names an unknown one
         if parsed.get_backend_name() != "postgresql":
-            raise StoreError(
-                f"the store {shown} is neither SQLite nor PostgreSQL", hint="edgevit --db sqlite:///results.sqlite results list"
+            raise UsageError(
+                f"the store {shown} is neither SQLite nor PostgreSQL", hint="edgevit results list --db sqlite:///results.sqlite"
             )
         engine = sa.create_engine(parsed, pool_pre_ping=True, connect_args=_patience(parsed))
     except ImportError as e:
@@ -44,7 +44,7 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
             raise MissingExtra("psycopg", "postgres") from e
         raise StoreError(f"the store {shown} cannot be used: {e}", hint="pip install 'edgevit[postgres]'") from e
     except SQLAlchemyError as e:
-        raise StoreError(f"the store {shown} cannot be used: {short(e)}", hint="edgevit doctor") from e
+        raise UsageError(f"the store {shown} cannot be used: {short(e)}", hint="edgevit doctor") from e
     event.listen(engine, "connect", _prepare_postgresql)
     return engine.execution_options(postgresql_readonly=True) if read_only else engine
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from edgevit.errors import StoreError
+from edgevit.errors import StoreError, UsageError
 from edgevit.results import schema
 from edgevit.results.rows import insert_run
 from edgevit.results.stats import summarize_all
@@ -221,7 +221,7 @@ def test_wrong_passwords_and_hosts_are_said_without_them(server: Postgres, datab
     with pytest.raises(StoreError, match="password authentication failed") as caught:
         Store(wrong)
     assert "wr0ng-one" not in str(caught.value)
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(UsageError) as caught:
         Store(f"postgresql:edgevit:{PASSWORD}@127.0.0.1")
     assert PASSWORD not in str(caught.value)
 

@@ -81,6 +81,10 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
         (["results", "show"], "nothing has been measured yet"),
         (["report", "-o", "x.html"], "nothing has been measured yet"),
         (["verify", "."], "signing key"),
+        (["target", "list", "--fleet"], "'--fleet' requires an argument"),
+        (["--fleet", " ", "target", "list"], "--fleet is empty"),
+        (["results", "list", "--db", "mysql://host/db"], "neither SQLite nor PostgreSQL"),
+        (["results", "list", "--db", "nosuch://host/db"], "nosuch"),
     ],
 )
 def test_wrong_use_says_what_to_do(argv: list[str], said: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,3 +101,20 @@ def test_json_is_one_document_on_standard_output(home: Path, capsys: pytest.Capt
     ):
         assert run_cli([*argv, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["schema"] == f"edgevit.{schema}/1"
+
+
+def test_the_fleet_file_is_named_anywhere_on_the_line_for_that_line_alone(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "rack.yaml"
+    fleet.write_text("schema: edgevit.fleet/1\ntargets:\n  box:\n    host: 10.0.0.1\n")
+    for argv in (["--fleet", str(fleet), "target", "list"], ["target", "list", f"--fleet={fleet}"]):
+        assert run_cli(argv) == 0
+        assert "box" in capsys.readouterr().out, argv
+    assert run_cli(["target", "list"]) == 0
+    assert "box" not in capsys.readouterr().out
+
+
+def test_behind_two_dashes_stand_no_options_of_the_program(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(["recipes", "show", "--", "--fleet"]) == 2
+    assert "no recipe named '--fleet'" in capsys.readouterr().err

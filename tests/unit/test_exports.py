@@ -201,9 +201,10 @@ def test_what_is_no_store_is_not_imported(
 ) -> None:
     (tmp_path / "empty.sqlite").write_bytes(b"")
     sqlite3.connect(tmp_path / "foreign.sqlite").execute("CREATE TABLE runs (x)").connection.commit()
-    for name, told in (("gone", "no results store at"), ("empty", "nothing in the store"), ("foreign", "did not make: runs")):
-        assert run_cli(["results", "import", str(tmp_path / f"{name}.sqlite")]) == 1
-        assert told in capsys.readouterr().err
+    told = (("gone", 2, "no store to import at"), ("empty", 1, "nothing in the store"), ("foreign", 1, "did not make: runs"))
+    for name, code, said in told:
+        assert run_cli(["results", "import", str(tmp_path / f"{name}.sqlite")]) == code
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "gone.sqlite").exists()
     assert run_cli(["results", "import", str(home / "data" / "results.sqlite")]) == 2
     assert "this very store" in capsys.readouterr().err
@@ -274,8 +275,10 @@ def test_the_store_is_named_on_the_command_line_for_that_command_alone(
     monkeypatch.setenv("EDGEVIT_DB", str(tmp_path / "env.sqlite"))
     with Store(f"sqlite:///{tmp_path / 'named.sqlite'}") as store:
         store.add_run(run(batch="there"))
-    assert run_cli(["--db", str(tmp_path / "named.sqlite"), "results", "list", "--json"]) == 0
-    assert [b["batch"] for b in json.loads(capsys.readouterr().out)["batches"]] == ["there"]
+    named = str(tmp_path / "named.sqlite")
+    for argv in (["--db", named, "results", "list"], ["results", f"--db={named}", "list"], ["results", "list", "--db", named]):
+        assert run_cli([*argv, "--json"]) == 0
+        assert [b["batch"] for b in json.loads(capsys.readouterr().out)["batches"]] == ["there"], argv
     assert run_cli(["results", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["batches"] == [] and places.db_url().endswith("env.sqlite")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from device_agents import wire
-from edgevit.errors import StoreError
+from edgevit.errors import StoreError, UsageError
 from edgevit.results import schema
 from edgevit.results.rows import pack_int64, unpack_int64
 from edgevit.results.store import Batch, Store, open_store
@@ -148,9 +148,9 @@ def test_what_is_not_a_store(tmp_path: Path) -> None:
     path.write_bytes(b"this is no database, however long it may be made" * 100)
     with pytest.raises(StoreError, match="not a database"):
         Store(f"sqlite:///{path}")
-    with pytest.raises(StoreError, match="is not one"):
+    with pytest.raises(UsageError, match="is not one"):
         Store("results.sqlite")
-    with pytest.raises(StoreError):
+    with pytest.raises(UsageError, match="nosuchdatabase"):
         Store("nosuchdatabase://host/name")
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be made"):
@@ -167,7 +167,7 @@ def test_a_damaged_blob_is_an_error_not_fewer_samples(tmp_path: Path) -> None:
 
 
 def test_a_password_in_the_url_is_not_shown() -> None:
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(UsageError) as caught:
         Store("postgresql+nosuchdriver://me:secret@127.0.0.1:1/edgevit")
     assert "secret" not in str(caught.value)
 
