@@ -20,8 +20,9 @@ from edgevit.errors import (
     Unreachable,
     UsageError,
 )
-from edgevit.fleet.agent import END_S, SILENCE_S, Agent, check_start
+from edgevit.fleet.agent import Agent
 from edgevit.fleet.connect import connect
+from edgevit.fleet.conversation import END_S, SILENCE_S, check_start
 from edgevit.profile import Finding, check_target_profile, load_profile, propose_profile
 from edgevit.schedule import AT_ONCE, device_of, over_targets
 from edgevit.transport.prompts import Prompts, TerminalPrompts

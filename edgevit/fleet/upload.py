@@ -6,18 +6,18 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from device_agents import wire
 from edgevit.errors import DeviceError
+from edgevit.fleet.conversation import Conversation, Message
 from edgevit.progress import Progress, Quiet
 from edgevit.transport.base import Channel
 
 if TYPE_CHECKING:
-    from edgevit.fleet.agent import Agent, Conversation
+    from edgevit.fleet.agent import Agent
 
 UPLOAD_CHUNK = 1 << 20
-Message = dict[str, Any]
 
 STAGE_WORDS = {
     "series": "measure",
