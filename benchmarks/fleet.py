@@ -5,7 +5,8 @@
 Measured: (1) `edgevit bench` of the demo bundle with the quick plan, which ships it first, to one device and to all of them:
 seconds, the host's peak memory, and how many runs are VALID (they share this machine's CPUs, so many are rightly INVALID);
 (2) `edgevit deploy` of a bundle of random bytes to one device and to all of them, each behind a link of its own that
-is limited to --rate Mbit/s: the ratio of the times; (3) the host's peak memory of `edgevit fleet check`.
+is limited to --rate Mbit/s: the ratio of the times; (3) the host's peak memory of `edgevit fleet check`. The
+devices' own work (sshd, agent) is done by the same CPUs here: its CPU seconds are what a rack of boards would take off them.
 """
 
 from __future__ import annotations
@@ -41,21 +42,22 @@ GOAL_MB = 300
 
 @dataclass(frozen=True)
 class Done:
-    """One command: wall seconds, the host process's own peak memory in MB, its exit status, its document."""
+    """One command: wall seconds, the host process's own CPU seconds and peak memory in MB, its exit status, its document."""
 
     seconds: float
+    cpu_s: float
     peak_mb: float
     status: int
     document: dict[str, Any]
 
 
 COMMAND = """
-import re, sys
+import re, sys, time
 from pathlib import Path
 from edgevit.cli import run_cli
 code = run_cli(sys.argv[2:])
 peak = re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())
-Path(sys.argv[1]).write_text(peak[1])
+Path(sys.argv[1]).write_text(f"{peak[1]} {time.process_time()}")
 sys.exit(code)
 """
 
@@ -67,7 +69,8 @@ def edgevit(*words: str) -> Done:
         done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
         seconds = time.monotonic() - began
         document = json.loads(done.stdout) if done.stdout.strip() else {}
-        return Done(seconds, int(peak.read() or 0) * 1024 / 1e6, done.returncode, document)
+        peak_kb, cpu_s = peak.read().split()
+        return Done(seconds, float(cpu_s), int(peak_kb) * 1024 / 1e6, done.returncode, document)
 
 
 def main() -> int:
@@ -162,14 +165,30 @@ def measure_bench(folder: Path, fleet: list[Device]) -> dict[str, Any]:
     return measured
 
 
+def devices_cpu(fleet: list[Device]) -> float:
+    """CPU seconds of all sshds and of what they started and saw end."""
+    ticks = 0
+    for device in fleet:
+        fields = Path(f"/proc/{device.server.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += sum(int(value) for value in fields[11:15])  # utime, stime, cutime, cstime of proc(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def measure_deploy(folder: Path, fleet: list[Device], signer: tiny.Signer, size: int, at_once: int) -> dict[str, Any]:
     """Each a bundle of its own, so that nothing is there already."""
     measured: dict[str, Any] = {"megabytes": size / 1e6, "at_once": at_once}
     for version, (what, wanted) in enumerate((("one", fleet[0].target.name), ("all", "tag:fleet")), 1):
         extra = json.dumps([random.Random(version).randbytes(size // 2).hex()]).encode()
         bundle = tiny.make_bundle(signer, version=version, extra_blob=extra).write(folder / f"deploy-{version}")
+        before = devices_cpu(fleet)
         done = edgevit("deploy", str(bundle), wanted, "--at-once", str(at_once))
-        measured[what] = {"seconds": round(done.seconds, 1), "peak_mb": round(done.peak_mb), "status": done.status}
+        measured[what] = {
+            "seconds": round(done.seconds, 1),
+            "host_cpu_s": round(done.cpu_s, 1),
+            "devices_cpu_s": round(devices_cpu(fleet) - before, 1),
+            "peak_mb": round(done.peak_mb),
+            "status": done.status,
+        }
     measured["ratio"] = round(measured["all"]["seconds"] / measured["one"]["seconds"], 2)
     return measured
 
@@ -197,6 +216,7 @@ def report(result: dict[str, Any]) -> int:
             f"deploy of {deploy['megabytes']:.0f} MB at {deploy['rate_mbit']} Mbit/s each: 1 device "
             f"{deploy['one']['seconds']} s, {result['devices']} devices {deploy['all']['seconds']} s, "
             f"ratio {deploy['ratio']} (goal ≤ {GOAL}); "
+            f"CPU seconds of the host {deploy['all']['host_cpu_s']}, of the devices {deploy['all']['devices_cpu_s']}; "
             f"host's peak {deploy['all']['peak_mb']} MB"
         )
         good &= deploy["ratio"] <= GOAL and deploy["all"]["status"] == 0

@@ -129,11 +129,14 @@ class LoopbackSshd:
 
         return parse_key(self.host_key.with_name(self.host_key.name + ".pub").read_text()).fingerprint
 
+    @property
+    def pid(self) -> int:
+        """Its process; 0 while it is stopped."""
+        return self._process.pid if self._process is not None else 0
+
     def connections(self) -> list[int]:
         """Process ids of the servers of single connections, from the process table."""
-        if self._process is None:
-            return []
-        return _children(self._process.pid)
+        return _children(self.pid) if self.pid else []
 
     def kill_connections(self) -> int:
         """``kill -9`` every connection, as a cut cable would look from here; returns how many there were."""
