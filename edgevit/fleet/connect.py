@@ -69,7 +69,7 @@ def trust(target: Target, prompts: Prompts, fingerprint: str | None = None, *, r
     ``replace`` lets it take the place of another key in edgevit's own file. Nobody logs in for this.
     """
     from edgevit.transport.hostkeypolicy import HostKeyPolicy
-    from edgevit.transport.ssh import approve_host_key
+    from edgevit.transport.ssh_connect import approve_host_key
     from edgevit.transport.sshconfig import resolve
 
     settings = resolve(target.host, user=target.user, port=target.port, key=target.key, jump=target.jump)

@@ -230,14 +230,24 @@ def read_without_client(host: str, files: Sequence[Path] | None = None) -> dict[
         _check_keywords(content, path)
         # Each file starts outside any Host block.
         text += f"{content}\nHost *\n"
-    from edgevit.transport.ssh import lookup_in_config
-
-    found = lookup_in_config(text, host)
+    found = _look_up(text, host)
     home = Path("~/.ssh").expanduser()
     found.setdefault("identityfile", [str(home / f"id_{kind}") for kind in ("rsa", "ecdsa", "ed25519")])
     found.setdefault("userknownhostsfile", [f"{home}/known_hosts {home}/known_hosts2"])
     found.setdefault("globalknownhostsfile", ["/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"])
     return found
+
+
+def _look_up(text: str, host: str) -> dict[str, list[str]]:
+    """By paramiko's reader. UsageError where it gives up."""
+    import paramiko
+
+    try:
+        found = paramiko.SSHConfig.from_text(text).lookup(host)
+    except (paramiko.SSHException, ValueError, KeyError, IndexError) as e:
+        raise UsageError(f"ssh_config for {host}: {e}", hint="sudo apt install openssh-client") from e
+    values: dict[str, object] = dict(found)
+    return {k: list(v) if isinstance(v, list) else ["none" if v is None else str(v)] for k, v in values.items()}
 
 
 def _check_keywords(content: str, path: Path) -> None:

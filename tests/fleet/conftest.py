@@ -56,12 +56,12 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent peer is given up after seconds, not after half a minute."""
-    from edgevit.transport import sockets, ssh, sshconfig
+    from edgevit.transport import sockets, ssh_connection, sshconfig
 
     monkeypatch.setattr(sshconfig, "CONNECT_TIMEOUT_S", 2.0)
     monkeypatch.setattr(sockets, "USER_TIMEOUT_S", 2)
-    monkeypatch.setattr(ssh, "ALIVE_INTERVAL_S", 0.5)
-    monkeypatch.setattr(ssh, "ALIVE_DEADLINE_S", 3.0)
+    monkeypatch.setattr(ssh_connection, "ALIVE_INTERVAL_S", 0.5)
+    monkeypatch.setattr(ssh_connection, "ALIVE_DEADLINE_S", 3.0)
 
 
 @pytest.fixture

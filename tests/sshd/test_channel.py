@@ -12,7 +12,7 @@ import pytest
 
 from edgevit.errors import LostLink
 from edgevit.loopback_sshd import LoopbackSshd
-from edgevit.transport import ssh
+from edgevit.transport import ssh_connection
 from edgevit.transport.hostkeypolicy import HostKeyPolicy
 from edgevit.transport.prompts import NoPrompts
 from edgevit.transport.ssh import SshTransport
@@ -119,7 +119,7 @@ def test_a_peer_that_falls_silent_is_given_up_by_our_own_deadline(
     server: LoopbackSshd, settings: SshSettings, policy: HostKeyPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server is stopped, not killed: its kernel still answers, so only the keep-alive deadline can tell."""
-    monkeypatch.setattr(ssh, "ALIVE_DEADLINE_S", 2.0)
+    monkeypatch.setattr(ssh_connection, "ALIVE_DEADLINE_S", 2.0)
     transport = SshTransport.connect("box", settings_with(settings, 0.3), policy, NoPrompts())
     channel = transport.open(["sleep", "600"])
     stopped = server.connections()
@@ -151,7 +151,7 @@ def settings_with(settings: SshSettings, interval: float) -> SshSettings:
 def test_a_quiet_program_is_not_mistaken_for_a_silent_peer(
     settings: SshSettings, policy: HostKeyPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "ALIVE_DEADLINE_S", 1.5)
+    monkeypatch.setattr(ssh_connection, "ALIVE_DEADLINE_S", 1.5)
     transport = SshTransport.connect("box", settings_with(settings, 0.3), policy, NoPrompts())
     channel = transport.open(["sh", "-c", "sleep 4; echo awake"])
     assert channel.read_line(20) == b"awake"

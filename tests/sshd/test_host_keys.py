@@ -13,7 +13,8 @@ from edgevit.loopback_sshd import LoopbackSshd, make_key
 from edgevit.transport.hostkeypolicy import HostKeyPolicy
 from edgevit.transport.hostkeys import HostKey, fingerprint_of, load_known_hosts, parse_key, pin
 from edgevit.transport.prompts import NoPrompts
-from edgevit.transport.ssh import SshTransport, approve_host_key
+from edgevit.transport.ssh import SshTransport
+from edgevit.transport.ssh_connect import approve_host_key
 from edgevit.transport.sshconfig import SshSettings
 from tests.support.sshd import Scripted
 

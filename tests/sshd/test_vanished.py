@@ -16,7 +16,7 @@ from edgevit.errors import LostLink
 from edgevit.fleet.agent import Agent
 from edgevit.loopback_sshd import LoopbackSshd
 from edgevit.progress import Quiet
-from edgevit.transport import sockets, ssh
+from edgevit.transport import sockets, ssh_connect, ssh_connection
 from edgevit.transport.hostkeypolicy import HostKeyPolicy
 from edgevit.transport.hostkeys import parse_key, pin
 from edgevit.transport.prompts import NoPrompts
@@ -35,7 +35,7 @@ RATE_MBIT = BIG * 8e-6 / 3.0
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "ALIVE_DEADLINE_S", 2.0)
+    monkeypatch.setattr(ssh_connection, "ALIVE_DEADLINE_S", 2.0)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_so_it_is_behind_a_jump_host_that_still_answers(
     with running_sshd(account) as gate:
         pin(policy.pins, "127.0.0.1", gate.port, parse_key(gate.known_hosts_line.split(" ", 1)[1]))
         to_gate = isolated(resolve("127.0.0.1", user=account.name, port=gate.port, key=str(gate.client_key)))
-        monkeypatch.setattr(ssh, "resolve", lambda *_args, **_options: to_gate)
+        monkeypatch.setattr(ssh_connect, "resolve", lambda *_args, **_options: to_gate)
         there = replace(settings, port=relay.port, jump=f"{account.name}@127.0.0.1:{gate.port}")
         give_up_and_resume(there, policy, account, relay, bundle, key)
 
@@ -123,7 +123,7 @@ def test_an_unplugged_device_is_given_up_by_the_kernel(
     """Its link goes down, no packet comes back: TCP_USER_TIMEOUT ends the upload, long before the deadline of our own."""
     if namespaces_absent():
         pytest.skip(f"a link that can be unplugged needs a network namespace: {namespaces_absent()}")
-    monkeypatch.setattr(ssh, "ALIVE_DEADLINE_S", 300.0)
+    monkeypatch.setattr(ssh_connection, "ALIVE_DEADLINE_S", 300.0)
     monkeypatch.setattr(sockets, "USER_TIMEOUT_S", 2)
     with running_device(account, 90) as device:
         target, server = device.target, device.server
