@@ -20,7 +20,7 @@ from edgevit.progress import Progress
 from edgevit.workers import changed_environment
 
 if TYPE_CHECKING:
-    from edgevit.results.stats import Summary
+    from edgevit.results.summary import Summary
 
 MODEL = "edgevit.digits:digits_vit"
 

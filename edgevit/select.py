@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from device_agents.wire import Run, Variant
 from edgevit.errors import NoChoice, UsageError
 from edgevit.plans import ranks
-from edgevit.results.stats import Summary, relate, summarize
+from edgevit.results.reference import relate
+from edgevit.results.stats import summarize
+from edgevit.results.summary import Summary
 from edgevit.variants import name_variant
 
 POLICIES = ("fastest", "smallest", "most-accurate")

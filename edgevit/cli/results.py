@@ -15,8 +15,8 @@ from edgevit.errors import UsageError
 if TYPE_CHECKING:
     from device_agents.wire import Run
     from edgevit.results.spread import DeviceSpread
-    from edgevit.results.stats import Summary
     from edgevit.results.store import Store
+    from edgevit.results.summary import Summary
 
 
 RECENT = 10
@@ -25,7 +25,8 @@ RECENT = 10
 
 def summarize_runs(runs: Sequence[Run]) -> list[Summary]:
     """Runs → summaries, with what relates them to fp32 on the same target."""
-    from edgevit.results.stats import relate, summarize
+    from edgevit.results.reference import relate
+    from edgevit.results.stats import summarize
 
     return relate([s for run in runs for s in summarize(run)])
 

@@ -67,7 +67,8 @@ def _export(
 ) -> str:
     from device_agents.wire import encode
     from edgevit.results import exports
-    from edgevit.results.stats import relate, summarize
+    from edgevit.results.reference import relate
+    from edgevit.results.stats import summarize
 
     if output is not None and format_ == "json":
         exports.write_json(output, {"schema": "edgevit.runs/1", "runs": [encode(run) for run in store.each_run(ids)]})

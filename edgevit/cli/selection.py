@@ -15,8 +15,8 @@ from edgevit.select import MAX_LOSS, POLICIES, Choice, Gates, admit, choose, fin
 if TYPE_CHECKING:
     from device_agents.wire import Facts
     from edgevit.bundle import Bundle
-    from edgevit.results.stats import Summary
     from edgevit.results.store import Store
+    from edgevit.results.summary import Summary
     from edgevit.variants import Runnable
 
 F = TypeVar("F", bound=Callable[..., Any])

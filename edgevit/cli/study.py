@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from edgevit.bundle import Bundle
     from edgevit.profile import Profile
     from edgevit.progress import Progress
-    from edgevit.results.stats import Summary
     from edgevit.results.store import Store
+    from edgevit.results.summary import Summary
     from edgevit.study.file import Study
     from edgevit.study.grid import CellResult
     from edgevit.study.plan import Cell

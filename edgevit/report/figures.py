@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,7 +152,6 @@ def column_name(metric: Mapping[str, str]) -> str:
 
 def _fronts(table: Table, rows: Sequence[int], x: Mapping[str, str], y: Mapping[str, str]) -> set[int]:
     """The rows on the Pareto front of their own target; only VALID ones count."""
-    from edgevit.results.stats import pareto_front
 
     targets: dict[str, list[int]] = {}
     for i in rows:
@@ -163,6 +163,18 @@ def _fronts(table: Table, rows: Sequence[int], x: Mapping[str, str], y: Mapping[
         gain = [(table.number(y["key"], i) or 0.0) * (1 if y["better"] == "more" else -1) for i in members]
         found |= {members[k] for k in pareto_front(list(zip(cost, gain, strict=True)))}
     return found
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, gain) that no other point beats at both: less cost with at least the gain, or more gain at
+    no more cost. Of equal points the first counts."""
+    front = []
+    best = -math.inf
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
+        if points[i][1] > best:
+            front.append(i)
+            best = points[i][1]
+    return front
 
 
 def _quantiles(data: Mapping[str, Any], table: Table) -> Iterator[Figure]:

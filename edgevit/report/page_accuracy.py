@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgevit.report.page_rows import short
-from edgevit.results.stats import Summary
+from edgevit.results.summary import Summary
 
 FEWEST_IMAGES = 5
 """Of a class: with fewer, one image is a fifth of it or more."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgevit.plans import PLANS, ranks
-from edgevit.results.stats import Summary
+from edgevit.results.summary import Summary
 from edgevit.select import Admission, Gates, admit, show_ms, variant_of
 
 MODEL_COMMAND = "edgevit build MODEL --weights FILE --recipe fp32 --recipe int8-dynamic --for {target} --eval DATA -o DIR"

@@ -17,7 +17,7 @@ from edgevit.report.page_traces import distribution, trace
 from edgevit.report.plans_view import in_words, knee_in_words
 from edgevit.report.table import energy_scopes, order
 from edgevit.results.compare import compare_pairs
-from edgevit.results.stats import Summary
+from edgevit.results.summary import Summary
 
 DETAIL_RUNS = 200
 """Runs, the newest, whose distributions, predictions and operators are drawn; the table and the answers hold every run."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgevit.report.page_rows import short
 from edgevit.results.spread import devices_of
-from edgevit.results.stats import Summary
+from edgevit.results.summary import Summary
 from edgevit.results.variance import Component, variance_components
 
 Key = tuple[str, str, str, str, str, int]

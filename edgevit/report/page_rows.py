@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgevit.report.table import verdict_word
-from edgevit.results.stats import Summary
+from edgevit.results.summary import Summary
 
 DIGITS = 5
 """Significant digits of what is drawn; every figure in the store keeps all of its own."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from device_agents.wire import Measurement, Reading, Run, Series
 from edgevit.report.page_rows import short
-from edgevit.results.stats import percentile
+from edgevit.results.percentiles import percentile
 
 STRETCHES = 80
 """Of one series, at most."""

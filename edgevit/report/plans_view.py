@@ -14,7 +14,7 @@ from edgevit.select import show_ms
 
 if TYPE_CHECKING:
     from edgevit.results.compare import Comparison
-    from edgevit.results.stats import Summary
+    from edgevit.results.summary import Summary
     from edgevit.results.sustained import Sustained
 
 TOP_OPERATORS = 15

@@ -13,7 +13,7 @@ from rich.text import Text
 from edgevit.plans import list_cpus
 
 if TYPE_CHECKING:
-    from edgevit.results.stats import Summary
+    from edgevit.results.summary import Summary
 
 EMPTY = "–"
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

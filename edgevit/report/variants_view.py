@@ -15,8 +15,8 @@ from edgevit.select import POLICIES, show_ms, variant_of
 from edgevit.variants import name_variant
 
 if TYPE_CHECKING:
-    from edgevit.results.stats import Summary
     from edgevit.results.store import StoredChoice
+    from edgevit.results.summary import Summary
     from edgevit.select import Admission, Choice
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from device_agents.wire import Measurement, Run, Series, Variant
 from edgevit.plans import pairs_of
 from edgevit.results.intervals import t_interval
-from edgevit.results.stats import percentile
+from edgevit.results.percentiles import percentile
 
 LEAST_BLOCKS = 3
 """With two blocks the interval's factor is 12.7: it says nothing."""

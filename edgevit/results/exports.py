@@ -14,7 +14,7 @@ from edgevit.outputs import writing_whole
 
 if TYPE_CHECKING:
     from device_agents.wire import Run
-    from edgevit.results.stats import Summary
+    from edgevit.results.summary import Summary
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from edgevit.progress import Progress
 from edgevit.results.exports import FIGURES, Row
 
 if TYPE_CHECKING:
-    from edgevit.results.stats import Summary
+    from edgevit.results.summary import Summary
 
 TAG = "edgevit.measurement"
 """Names the measurement an MLflow run was made from: run, artifact, runtime, provider and threads."""

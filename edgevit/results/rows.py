@@ -18,7 +18,7 @@ from edgevit.results import schema
 
 if TYPE_CHECKING:
     from edgevit.results.kept import Predictions
-    from edgevit.results.stats import Summary
+    from edgevit.results.summary import Summary
 
 AT_ONCE = 200
 """Runs whose samples are read by one statement: far fewer statements than runs, and never all samples in memory twice."""

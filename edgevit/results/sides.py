@@ -17,7 +17,8 @@ from edgevit.errors import UsageError
 from edgevit.results.accuracy import PairedAccuracy, compare_accuracy
 from edgevit.results.conditions import Difference, differences, images_of
 from edgevit.results.intervals import LEAST_PROCESSES, log_percentile, ratio_of_means, t_interval
-from edgevit.results.stats import Summary, summarize
+from edgevit.results.stats import summarize
+from edgevit.results.summary import Summary
 
 ROUNDS = "taking turns in one run: rounds are paired"
 TWO_RUNS = "two runs: what differs from run to run is not in the interval"

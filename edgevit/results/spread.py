@@ -16,7 +16,7 @@ from edgevit.results.variance import VarianceComponents, variance_components
 
 if TYPE_CHECKING:
     from device_agents.wire import Run
-    from edgevit.results.stats import Summary
+    from edgevit.results.summary import Summary
 
 
 @dataclass(frozen=True)

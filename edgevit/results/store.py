@@ -27,7 +27,7 @@ from edgevit.results.engine import open_engine, short
 from edgevit.results.rows import AT_ONCE, insert_once, insert_run, keep_summaries, kept_summaries, restore_runs
 
 if TYPE_CHECKING:
-    from edgevit.results.stats import Summary
+    from edgevit.results.summary import Summary
     from edgevit.select import Choice
 
 
@@ -239,7 +239,8 @@ class Store:
         """Every measurement of everything, or of a batch, in figures and related to its fp32; oldest run first. The same as of
         :meth:`runs`, but for operators' times, and far sooner: it is kept. What is not, or was made by other code, is made
         anew, and kept where the store may be written."""
-        from edgevit.results.stats import relate, summarize, summarize_all
+        from edgevit.results.reference import relate
+        from edgevit.results.stats import summarize, summarize_all
 
         with self._mapped("reading summaries"), self._engine.begin() as connection:
             if self._version < schema.SUMMARIES_VERSION:

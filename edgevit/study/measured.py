@@ -7,7 +7,9 @@ from typing import Protocol
 
 from device_agents import wire
 from device_agents.verdict import judge
-from edgevit.results.stats import Summary, relate, summarize
+from edgevit.results.reference import relate
+from edgevit.results.stats import summarize
+from edgevit.results.summary import Summary
 
 
 class RunsOfBundles(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from device_agents.wire import Manifest
-from edgevit.results.stats import Summary
+from edgevit.results.summary import Summary
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from device_agents.wire import Run, RunPlan
-from edgevit.results.stats import Summary, summarize
+from edgevit.results.stats import summarize
+from edgevit.results.summary import Summary
 from edgevit.study.rows import pair
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.limits import Reached

@@ -16,7 +16,8 @@ from typing import Protocol
 from device_agents.wire import Run, RunPlan
 from edgevit.plans import PLANS
 from edgevit.progress import Progress
-from edgevit.results.stats import Summary, summarize
+from edgevit.results.stats import summarize
+from edgevit.results.summary import Summary
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.figures import Figures, read_figures
 from edgevit.tune.host import Host

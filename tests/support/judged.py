@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from device_agents.wire import Measurement, Run, Verdict
-from edgevit.results.stats import Summary, summarize_all
+from edgevit.results.stats import summarize_all
+from edgevit.results.summary import Summary
 from tests.support.runs import failed, measurement, run
 
 

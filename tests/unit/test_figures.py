@@ -12,7 +12,7 @@ import pytest
 from device_agents.wire import OperatorProfile, OperatorTime
 from edgevit.cli import run_cli
 from edgevit.report import figures_svg
-from edgevit.report.figures import make_figures, write_csv
+from edgevit.report.figures import make_figures, pareto_front, write_csv
 from edgevit.report.figures_svg import write_svg
 from edgevit.report.page_data import Shown, page_data
 from edgevit.results.stats import summarize_all
@@ -100,3 +100,8 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert run_cli(["report", "--svg", str(tmp_path / "svg")]) == 2
     assert "pip install 'edgevit[figures]'" in capsys.readouterr().err
+
+
+def test_pareto_front() -> None:
+    assert pareto_front([(1, 1), (2, 3), (3, 2), (2, 3), (4, 4), (1, 0)]) == [0, 1, 4]
+    assert pareto_front([]) == []

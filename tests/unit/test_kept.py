@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from device_agents.wire import Cooling, Window
 from edgevit.results import kept, schema
-from edgevit.results.stats import Summary, summarize_all
+from edgevit.results.stats import summarize_all
 from edgevit.results.store import Store
+from edgevit.results.summary import Summary
 from tests.support.judged import mixed
 from tests.support.runs import measurement, run
 

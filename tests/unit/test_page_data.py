@@ -19,7 +19,8 @@ from edgevit.report.page_bundles import read_bundles
 from edgevit.report.page_data import Shown, page_data
 from edgevit.report.page_rows import METRICS, NUMBERS, columns, short
 from edgevit.report.page_traces import stretches, trace
-from edgevit.results.stats import percentile, summarize_all
+from edgevit.results.percentiles import percentile
+from edgevit.results.stats import summarize_all
 from tests.support.bundles import make_manifest
 from tests.support.judged import mixed, summaries, valid
 from tests.support.runs import measurement, run

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from device_agents import wire
 from device_agents.wire import Refusal, Verdict
 from edgevit.errors import NoChoice, UsageError
-from edgevit.results.stats import Summary, median_interval, percentile, summarize
+from edgevit.results.percentiles import median_interval, percentile
+from edgevit.results.stats import summarize
+from edgevit.results.summary import Summary
 from edgevit.select import POLICIES, Choice, Gates, admit, choose, find_evidence, variant_of
 from tests.support.judged import summaries
 from tests.support.runs import measurement, run

@@ -11,7 +11,7 @@ from rich.console import Console
 from device_agents.wire import Run
 from edgevit.report.spread_view import json_spreads, render_spreads
 from edgevit.results.spread import device_spreads, devices_of, extremes
-from edgevit.results.stats import Summary
+from edgevit.results.summary import Summary
 from tests.support.judged import summaries
 from tests.support.runs import run
 

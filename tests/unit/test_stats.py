@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_agents.wire import Measurement, Run, Verdict
-from edgevit.results.stats import (
-    early_stopping_percentile,
-    early_stopping_rank,
-    pareto_front,
-    percentile,
-    relate,
-    summarize,
-    summarize_all,
-)
+from edgevit.results.percentiles import early_stopping_percentile, early_stopping_rank, percentile
+from edgevit.results.reference import relate
+from edgevit.results.stats import summarize, summarize_all
 from tests.support.judged import mixed, summaries, valid
 from tests.support.runs import accuracy, failed, measurement, run
 
@@ -231,8 +225,3 @@ def test_p99_early_stopping_from_662_samples_on() -> None:
         (s,) = summarize(run(measurements=(measurement(samples=n, processes=1),)), valid)
         assert (s.p99_early_stopping_ms is not None) == there
         assert s.p99_early_stopping_ms is None or s.p99_early_stopping_ms == s.max_ms
-
-
-def test_pareto_front() -> None:
-    assert pareto_front([(1, 1), (2, 3), (3, 2), (2, 3), (4, 4), (1, 0)]) == [0, 1, 4]
-    assert pareto_front([]) == []

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from device_agents.wire import Verdict
 from edgevit.report.table import json_rows, render_table
-from edgevit.results.stats import Summary
+from edgevit.results.summary import Summary
 from tests.support.judged import mixed, summaries
 from tests.support.runs import run
 
