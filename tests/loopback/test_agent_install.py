@@ -29,13 +29,6 @@ from tests.support.agent_bundle import (
 )
 
 
-@pytest.fixture
-def agent(tmp_path: Path, signer: Signer) -> AgentProcess:
-    agent = AgentProcess(tmp_path / "root").upload()
-    agent.allow(signer)
-    return agent
-
-
 def refused(call: Any) -> AgentRefused:
     with pytest.raises(AgentRefused) as caught:
         call()
@@ -382,8 +375,25 @@ def test_gc_keeps_active_previous_newest_and_nothing_else(agent: AgentProcess, s
     assert refused(lambda: activate(agent, bundles[0])).code == "not-installed"
 
 
+def test_uninstall_takes_what_is_named_and_nothing_that_is_used(agent: AgentProcess, signer: Signer) -> None:
+    bundles = [make_bundle(signer, version=v, extra_blob=f'["{v}"]'.encode()) for v in (1, 2, 3, 4)]
+    for bundle in bundles:
+        agent.install(bundle)
+    for bundle in bundles[:2]:
+        activate(agent, bundle)
+    digests = [bundle.digest for bundle in bundles]
+    told = agent.call("uninstall", stdin={"bundles": [*digests[:3], digests[2], "0" * 64]})
+    assert told == {"removed_bundles": 1, "removed_blobs": 1, "freed_bytes": 5}, "not one blob that others have too"
+    assert {b["bundle"] for b in agent.call("probe", "--quick")["bundles"]} == {*digests} - {digests[2]}
+    assert agent.call("uninstall", stdin={"bundles": [digests[2]]})["removed_bundles"] == 0
+    assert agent.call("rollback")["active"]["bundle_version"] == 1
+    assert activate(agent, bundles[3])["changed"] is True
+    for wrong in ({}, {"bundles": "x"}, {"bundles": ["../active.json"]}, {"bundles": [1]}):
+        assert refused(lambda wrong=wrong: agent.call("uninstall", stdin=wrong)).code == "bad-request"
+
+
 def test_requests_that_are_none(agent: AgentProcess) -> None:
-    for command in ("have", "activate", "allow", "install", "provision", "predict", "submit"):
+    for command in ("have", "activate", "allow", "install", "uninstall", "provision", "predict", "submit"):
         for data in (b"", b"{", b"[]\n", b'{"x":1}\n', b"\xff\n"):
             assert refused(lambda c=command, d=data: agent.call(c, stdin=d)).code in ("bad-request", "bad-job")
     assert refused(lambda: agent.call("format-disk")).code == "bad-request"

@@ -36,13 +36,6 @@ def labelled(signer: Signer, version: int) -> TinyBundle:
     return make_bundle(signer, version=version, evaluation=False, extra_blob=names)
 
 
-@pytest.fixture
-def agent(tmp_path: Path, signer: Signer) -> AgentProcess:
-    agent = AgentProcess(tmp_path / "root").upload()
-    agent.allow(signer)
-    return agent
-
-
 def activate(agent: AgentProcess, bundle: TinyBundle) -> None:
     agent.install(bundle, allow_older=True)
     request = {"variant": wire.encode(bundle.variant()), "policy": "test", "allow_older": True}

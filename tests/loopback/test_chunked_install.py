@@ -24,24 +24,11 @@ from tests.support.agent_bundle import (
     TinyBundle,
     install_request,
     make_bundle,
-    make_signer,
     needed_bytes,
 )
 
 SIZE = 3_000_000
 CHUNK_ENDS = 2 * 2 * wire.MAX_CHUNK_BYTES
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return make_signer(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture
-def agent(tmp_path: Path, signer: Signer) -> AgentProcess:
-    made = AgentProcess(tmp_path / "root").upload()
-    made.allow(signer)
-    return made
 
 
 def as_it_is(index: bytes) -> bytes:

@@ -16,22 +16,15 @@ from edgevit.results.store import Store
 from edgevit.transport.local import LocalTransport
 from tests.loopback.test_measure import device
 from tests.support.agent_bundle import TinyBundle, make_job
-from tests.support.postgres import PASSWORD, Postgres, find_postgres
+from tests.support.postgres import PASSWORD, Postgres, running_postgres
 
 __all__ = ["device"]  # a fixture of the other file
 
 
 @pytest.fixture
 def server() -> Iterator[Postgres]:
-    programs = find_postgres()
-    if programs is None:
-        pytest.fail("this test needs a real PostgreSQL server: sudo apt install postgresql (make test installs it)")
-    made = Postgres(programs)
-    try:
-        made.start()
+    with running_postgres() as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_a_result_waits_on_the_device_while_the_database_is_away(

@@ -5,20 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.postgres import Postgres, find_postgres
+from tests.support.postgres import Postgres, running_postgres
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Postgres]:
-    programs = find_postgres()
-    if programs is None:
-        pytest.fail("these tests need a real PostgreSQL server: sudo apt install postgresql (make test installs it)")
-    made = Postgres(programs)
-    try:
-        made.start()
+    with running_postgres() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

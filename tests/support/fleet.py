@@ -11,7 +11,6 @@ import functools
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from edgevit.fleet.inventory import Target
 from edgevit.loopback_sshd import LoopbackSshd, find_sshd
+from tests.support.processes import find_agents, kill
 from tests.support.sshd import Account, lend_runtime, target_of
 
 
@@ -91,30 +91,20 @@ class Device:
 
     def processes(self) -> list[int]:
         """Everything that works this device's root: commands of the agent, its server, its worker."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                words = entry.read_bytes().split(b"\0")
-                if str(self.root).encode() in words and b"-c" in words:
-                    found.append(int(entry.parent.name))
-        return found
+        return find_agents(self.root)
 
     def reboot(self) -> None:
         """The power is cut and comes back: every process gone at once, what the kernel held with them; sshd is up again."""
         self.server.stop()
         deadline = time.monotonic() + 10
         while (left := self.processes()) and time.monotonic() < deadline:
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            kill(left)
             time.sleep(0.02)
         self.server.start()
 
     def clear(self) -> None:
         """A device that was never shipped to or measured on; what it knows of its own runtimes stays, which saves minutes."""
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(self.processes())
         for name in ("queue", "spool", "bundles", "blobs", "accuracy"):
             for path in (self.root / name).glob("*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -123,9 +113,7 @@ class Device:
 
     def forget(self) -> None:
         """A device as it came: nothing of the agent on it."""
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(self.processes())
         shutil.rmtree(self.root, ignore_errors=True)
 
 
@@ -180,9 +168,7 @@ def _remove_stale() -> None:
     for name in listed:
         owner = name.removeprefix("evt-").partition("-")[0]
         if name.startswith("evt-") and owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            for pid in _ip("netns", "pids", name).stdout.decode().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+            kill(map(int, _ip("netns", "pids", name).stdout.decode().split()))
             _ip("netns", "del", name)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from edgevit.fleet.operator import holding, this_operator
 from edgevit.results.store import Store
 from edgevit.transport.prompts import NoPrompts
 from tests.support.agent_bundle import Signer, make_bundle
+from tests.support.processes import find_agents, kill
 
 COMMAND_LIMIT_S = 180.0
 
@@ -95,7 +95,7 @@ class Trials:
         victim = self.random.choice(["host", "agent"])
         process = self.command(*self.argv(what, self.random.choice(self.bundles)))
         deadline = time.monotonic() + self.random.uniform(0.2, 0.8) * self.usual_s[what]
-        while process.poll() is None and (time.monotonic() < deadline or (victim == "agent" and not self.agents())):
+        while process.poll() is None and (time.monotonic() < deadline or (victim == "agent" and not find_agents(self.root))):
             self.note_runs()
             time.sleep(0.005)
         self.tally.trials += 1
@@ -105,7 +105,7 @@ class Trials:
             process.kill()
             self.tally.killed[f"host in {what}"] += 1
         else:
-            self.tally.killed[f"agent in {what}"] += bool(self.kill_agents())
+            self.tally.killed[f"agent in {what}"] += bool(kill(find_agents(self.root)))
         try:
             process.wait(COMMAND_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -113,25 +113,6 @@ class Trials:
             self.problem(f"{what} hung after the {victim} was killed")
         self.note_runs()
         self.check_active()
-
-    def agents(self) -> list[int]:
-        """Process ids of everything that works this agent's root: its commands, the server, the worker."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                words = entry.read_bytes().split(b"\0")
-                if str(self.root).encode() in words and b"-c" in words:
-                    found.append(int(entry.parent.name))
-        return found
-
-    def kill_agents(self) -> int:
-        """Kill them all; how many there were."""
-        count = 0
-        for pid in self.agents():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                count += 1
-        return count
 
     def note_runs(self) -> None:
         """Every run the device has accepted, from what lies in its queue and spool."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,20 @@ def find_postgres() -> Path | None:
         return there[-1].parent
     found = shutil.which("postgres")
     return Path(found).resolve().parent if found else None
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """A server that answers. RuntimeError where none is installed."""
+    programs = find_postgres()
+    if programs is None:
+        raise RuntimeError("these tests need a real PostgreSQL server: sudo apt install postgresql (make test installs it)")
+    made = Postgres(programs)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 class Postgres:

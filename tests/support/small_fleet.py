@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from edgevit.loopback_sshd import LoopbackSshd
 from edgevit.places import config_dir, fleet_path
 from edgevit.transport.prompts import NoPrompts
 from tests.support.agent_bundle import Signer
+from tests.support.processes import find_agents, kill
 from tests.support.sshd import Account, lend_runtime, running_sshd, target_of
 
 
@@ -38,12 +37,7 @@ class SmallFleet:
 
     def kill_agents(self) -> None:
         """End everything that works on these devices, as a power cut would."""
-        roots = [t.root.encode() for t in self.targets]
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                words = entry.read_bytes().split(b"\0")
-                if b"-c" in words and any(root in words for root in roots):
-                    os.kill(int(entry.parent.name), signal.SIGKILL)
+        kill(find_agents(*(t.root for t in self.targets)))
 
 
 @contextlib.contextmanager
