@@ -15,7 +15,7 @@ from device_agents.store import Store
 from device_agents.verify import VerifiedManifest, check_version, verify_manifest
 
 if TYPE_CHECKING:
-    from device_agents.intake import Index
+    from device_agents.assembly import Index
 
 _REQUEST_BYTES = (wire.MAX_MANIFEST_BYTES + wire.MAX_SIGNATURE_BYTES) * 4 // 3 + 4096
 _HAVE_BYTES = wire.MAX_MANIFEST_BYTES + wire.MAX_INDEX_BYTES * 4 // 3 + 4096
@@ -24,7 +24,7 @@ _HAVE_BYTES = wire.MAX_MANIFEST_BYTES + wire.MAX_INDEX_BYTES * 4 // 3 + 4096
 def have(store: Store, console: Console) -> Dict[str, Any]:
     """Which of the blobs asked for are missing, how much of each need not be sent, how much of that would be copied here from
     other blobs (where ``chunks``, a chunk index in base64, says how they are cut), and the free space; all in bytes."""
-    from device_agents.intake import Assembly
+    from device_agents.assembly import Assembly
 
     blobs, index = _parse_have(console.read_line(_HAVE_BYTES, "have"))
     there = store.inventory()

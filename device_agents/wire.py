@@ -5,7 +5,7 @@ Host and device exchange only the types of this file; :mod:`device_agents.codec`
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from device_agents.chunks import MAX_CHUNK_BYTES as MAX_CHUNK_BYTES
 from device_agents.chunks import MAX_INDEX_BYTES as MAX_INDEX_BYTES
@@ -302,17 +302,16 @@ class Manifest:
 
     def blobs(self) -> Tuple[Blob, ...]:
         """Every blob once, in a fixed order, the chunk index first."""
-        found: Dict[str, Blob] = {}
-        wanted = [self.chunks, self.golden.blob] if self.chunks else [self.golden.blob]
-        if self.labels:
-            wanted.append(self.labels)
+        return tuple(dict.fromkeys(self._named_blobs()))
+
+    def _named_blobs(self) -> List[Blob]:
+        """As the fields name them; several may name the same."""
+        named = [self.chunks, self.golden.blob, self.labels]
         for artifact in self.artifacts:
-            wanted += [artifact.blob, artifact.golden.blob]
+            named += [artifact.blob, artifact.golden.blob]
         if self.evaluation:
-            wanted += [self.evaluation.images, self.evaluation.labels]
-        for blob in wanted:
-            found.setdefault(blob.sha256, blob)
-        return tuple(found.values())
+            named += [self.evaluation.images, self.evaluation.labels]
+        return [blob for blob in named if blob is not None]
 
     def artifact(self, name: str) -> Optional[Artifact]:
         return next((a for a in self.artifacts if a.name == name), None)
@@ -322,14 +321,7 @@ class Manifest:
         if len(set(names)) != len(names):
             raise WireError("artifacts", "two artifacts share a name: {}".format(", ".join(sorted(names))))
         sizes: Dict[str, int] = {}
-        every = [self.golden.blob] + [b for a in self.artifacts for b in (a.blob, a.golden.blob)]
-        if self.labels:
-            every.append(self.labels)
-        if self.evaluation:
-            every += [self.evaluation.images, self.evaluation.labels]
-        if self.chunks:
-            every.append(self.chunks)
-        for blob in every:
+        for blob in self._named_blobs():
             if sizes.setdefault(blob.sha256, blob.size) != blob.size:
                 raise WireError("blobs", "{} is given two sizes".format(blob.sha256[:12]))
 
