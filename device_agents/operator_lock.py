@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def _write(store: Root, owner: str, what: str, token: str, since: str, seconds: 
 
 
 def _holder(store: Root) -> Optional[Held]:
-    """Who holds the lock now, with the seconds that are left; None where nobody does."""
+    """Who holds the lock now, with the seconds that are left (0 only once none is); None where nobody does."""
     held = _read(store)
     if held is None:
         return None
@@ -144,7 +145,7 @@ def _holder(store: Root) -> Optional[Held]:
         return None
     lock = held.lock
     return Held(
-        wire.OperatorLock(lock.owner, lock.what, lock.token, lock.since, lock.until, int(left)),
+        wire.OperatorLock(lock.owner, lock.what, lock.token, lock.since, lock.until, math.ceil(left)),
         held.boot_id,
         held.ends_s,
         held.seconds,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,9 @@ from device_agents.operator_lock import COMMANDS, Held, left_s
 from device_agents.wire import OperatorLock, decode
 from edgevit.fleet.agent import UNDER_THE_LOCK
 from tests.support import agent_bundle as tiny
+from tests.support.waiting import wait_for
 
 ANN, BEN = "ann0000000", "ben0000000"
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> tiny.Signer:
-    return tiny.make_signer(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture
-def agent(tmp_path: Path, signer: tiny.Signer) -> tiny.AgentProcess:
-    made = tiny.AgentProcess(tmp_path / "root").upload()
-    made.allow(signer)
-    return made
 
 
 def take(agent: tiny.AgentProcess, token: str, seconds: float = 600.0, over: str = "") -> dict[str, Any]:
@@ -87,9 +75,7 @@ def test_a_lost_lock_is_not_worked_under_any_more(agent: tiny.AgentProcess) -> N
 
 def test_a_dead_operator_s_lock_ends_by_itself(agent: tiny.AgentProcess) -> None:
     take(agent, ANN, seconds=1.0)
-    deadline = time.monotonic() + 30
-    while not take(agent, BEN)["taken"]:
-        assert time.monotonic() < deadline, "it never ended"
+    wait_for(lambda: take(agent, BEN)["taken"], "the end of its second")
     assert release(agent, BEN)
 
 
@@ -97,13 +83,14 @@ def test_a_command_of_the_holder_holds_it_beyond_its_time(agent: tiny.AgentProce
     take(agent, ANN, seconds=1.0)
     upload = agent.start("install", "--operator", ANN)  # waits for its request, as on a link that has gone silent
     try:
-        path = agent.root / "operator.work"
-        deadline = time.monotonic() + 30
-        while not path.exists():
-            assert time.monotonic() < deadline
-        time.sleep(1.2)
-        theirs = take(agent, BEN)
-        assert not theirs["taken"] and theirs["lock"]["left_s"] == 0
+        wait_for((agent.root / "operator.work").exists, "its command at work")
+
+        def told_after_its_time() -> dict[str, Any] | None:
+            told = take(agent, BEN)
+            return told if told["taken"] or told["lock"]["left_s"] == 0 else None
+
+        theirs = wait_for(told_after_its_time, "the end of its second")
+        assert not theirs["taken"]
         assert "its command is still at work there" in decode(OperatorLock, theirs["lock"], "lock").text()
     finally:
         upload.kill()
@@ -118,8 +105,7 @@ def test_it_does_not_ask_the_clock_of_the_day(agent: tiny.AgentProcess) -> None:
     written = json.loads(path.read_text())
     written["lock"]["since"], written["lock"]["until"] = "2099-01-01T00:00:00.000Z", "2099-01-01T00:00:01.000Z"
     path.write_text(json.dumps(written))
-    time.sleep(1.1)
-    assert take(agent, BEN)["taken"]
+    wait_for(lambda: take(agent, BEN)["taken"], "the end of its second")
 
 
 def test_a_reboot_or_a_clock_that_began_anew_ends_it() -> None:
