@@ -19,6 +19,7 @@ from pathlib import Path
 from device_agents import sshsig, wire
 from device_agents.errors import Refused
 from device_agents.verify import parse_manifest, verify_manifest
+from edgevit.durable import sync_folder
 from edgevit.errors import BundleError, UsageError
 
 MANIFEST, SIGNATURE, BLOBS = "manifest.json", "manifest.json.sig", "blobs"
@@ -216,7 +217,7 @@ def write_bundle(
         _write_synced(part / SIGNATURE, signature)
         _write_synced(part / MANIFEST, manifest_bytes)
         for folder in (part / BLOBS, part):
-            _sync_folder(folder)
+            sync_folder(folder)
         _move_into_place(part, out)
     except OSError as e:
         raise BundleError(f"{out}: cannot be written: {e.strerror or e}", hint=f"df -h {out.parent}") from e
@@ -282,14 +283,6 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _move_into_place(part: Path, out: Path) -> None:
     """Rename; an older bundle is moved aside first and goes only once the new one stands."""
     if out.is_dir() and any(out.iterdir()):
@@ -299,4 +292,4 @@ def _move_into_place(part: Path, out: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     else:
         part.rename(out)
-    _sync_folder(out.parent)
+    sync_folder(out.parent)

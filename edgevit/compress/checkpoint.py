@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgevit.durable import sync_folder
 from edgevit.errors import BuildError
 from edgevit.progress import Progress
 
@@ -44,11 +45,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], position: Po
             f.flush()
             os.fsync(f.fileno())
         part.replace(folder / NAME)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(folder)
 
 
 @contextmanager

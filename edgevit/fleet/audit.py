@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit import places
+from edgevit.durable import sync_folder
 from edgevit.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def append(path: Path, entry: Entry) -> None:
         finally:
             os.close(handle)
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except OSError as e:
         raise StoreError(
             f"the audit log {path} could not be written: {e.strerror}; not recorded: {entry.action} of {entry.target}, "
@@ -190,14 +191,6 @@ def _write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_log(path: Path) -> Log:

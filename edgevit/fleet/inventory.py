@@ -33,8 +33,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgevit import places
+from edgevit.durable import only_writer, write_private
 from edgevit.errors import ConfigError, UnknownName, UsageError
-from edgevit.transport.hostkeys import only_writer, write_private
 from edgevit.yamlsource import YamlDocument, load_yaml, validate
 
 SCHEMA = "edgevit.fleet/1"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from device_agents import wire
+from edgevit.durable import only_writer, sync_folder, write_private
 from edgevit.errors import BundleError, StoreError, UsageError
-from edgevit.transport.hostkeys import only_writer, write_private
 
 if TYPE_CHECKING:
     from edgevit.bundle import Bundle
@@ -80,7 +80,7 @@ def put(folder: Path, entry: Entry) -> None:
     with _mapped(f"keeping run {entry.run_id} for {entry.target}", folder), only_writer(path):
         _sweep(folder)
         write_private(path, wire.dumps(entry))
-        _sync(folder)
+        sync_folder(folder)
 
 
 def _sweep(folder: Path) -> None:
@@ -143,7 +143,7 @@ def remove(folder: Path, run_id: str) -> None:
     with _mapped(f"removing run {run_id}", folder):
         _path(folder, run_id).unlink(missing_ok=True)
         _mark(folder, run_id).unlink(missing_ok=True)
-        _sync(folder)
+        sync_folder(folder)
 
 
 def note_asked(folder: Path, run_id: str) -> None:
@@ -211,14 +211,6 @@ def _parse(path: Path, data: bytes) -> Entry:
     if path.name != f"{entry.run_id}{SUFFIX}":
         raise ValueError(f"it holds the entry of run {entry.run_id}")
     return entry
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

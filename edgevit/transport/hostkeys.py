@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import enum
-import fcntl
 import fnmatch
 import hashlib
 import hmac
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgevit.durable import only_writer, write_private
 from edgevit.errors import UsageError
 
 MAX_KNOWN_HOSTS_BYTES = 64 * 1024 * 1024
@@ -225,32 +222,5 @@ def _rewrite(path: Path, host: str, port: int, added: list[str]) -> bool:
     return len(kept) != len(old)
 
 
-@contextlib.contextmanager
-def only_writer(path: Path) -> Iterator[None]:
-    """Hold off every other thread and process that rewrites a file in this folder: each reads what the one before wrote."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def _speaks_of(line: str, name: str) -> bool:
     return any(known.marker == "" and known.names(name) for known in parse_known_hosts(line, "pins"))
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace ``path`` in one step: mode 600, flushed to the disk before the rename. Directories are made with mode 700."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
