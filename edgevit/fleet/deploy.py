@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_agents import wire
 from edgevit.bundle import Bundle
-from edgevit.errors import DeviceRefused, Pinned, UsageError
+from edgevit.errors import Pinned, UsageError
 from edgevit.fleet.agent import Agent, Freed, Have
 from edgevit.fleet.refusals import map_refusal
 from edgevit.profile import Profile
@@ -205,8 +205,7 @@ def _check_version(target: str, manifest: wire.Manifest, active: wire.Active | N
     if active is None or allow_older or active.bundle_name != manifest.name or manifest.version >= active.bundle_version:
         return
     message = f"{manifest.name} has version {manifest.version}, version {active.bundle_version} is active"
-    refused = map_refusal(target, wire.Refusal("older-version", message))
-    raise refused if isinstance(refused, DeviceRefused) else DeviceRefused("older-version", message)
+    raise map_refusal(target, wire.Refusal("older-version", message))
 
 
 def apply_plan(plan: DeployPlan, bundle: Bundle, agent: Agent, progress: Progress) -> DeployOutcome:
