@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -122,6 +122,11 @@ def exit_code(error: EdgevitError) -> int:
     if isinstance(error, DeviceError):
         return 3
     return 1
+
+
+def exit_code_of(errors: Iterable[EdgevitError]) -> int:
+    """Of several that came together: the highest; 0 for none."""
+    return max(map(exit_code, errors), default=0)
 
 
 def show_error(error: EdgevitError) -> None:

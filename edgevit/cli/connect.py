@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from edgevit.cli import exit_code, show_error
+from edgevit.cli import exit_code_of, show_error
 from edgevit.cli.console import say
 from edgevit.errors import EdgevitError, UsageError
 from edgevit.places import fleet_path
@@ -164,5 +164,4 @@ def show_failures(failed: Sequence[tuple[str, EdgevitError]]) -> int:
     for name, error in failed:
         text = str(error)
         show_error(EdgevitError(text if text.startswith(name) else f"{name}: {text}", hint=error.hint))
-    codes = {exit_code(error) for _, error in failed}
-    return 3 if 3 in codes else max(codes, default=0)
+    return exit_code_of(error for _, error in failed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgevit.cli import exit_code_of
 from edgevit.cli.connect import at_once_option, select_targets
 from edgevit.cli.console import emit_json, json_option, out, say
 from edgevit.cli.progress_context import showing_progress
@@ -53,7 +54,7 @@ def check(targets: Sequence[str], prove: bool, limit_s: float, at_once: int, as_
     proven runtime, nobody who may sign, a board that is not what its profile says), else 0; warnings do not count.
     """
     from edgevit.agentpack import agent_pyz
-    from edgevit.fleet.check import NoNewKeys, check_targets, exit_status
+    from edgevit.fleet.check import NoNewKeys, check_targets
     from edgevit.report.fleet_view import json_check, render_check
 
     chosen = chosen_targets(targets)
@@ -69,12 +70,18 @@ def check(targets: Sequence[str], prove: bool, limit_s: float, at_once: int, as_
         prompts, host_agent = NoNewKeys(), agent_pyz().sha256
         checked = check_targets(chosen, prompts, host_agent, prove=prove, limit_s=limit_s, on_done=on_done, at_once=at_once)
         progress.finish("fleet", f"looked at {count_targets(chosen)}")
-    code = exit_status(checked)
+    code = exit_code_of_check(checked)
     if as_json:
         emit_json("fleet-check", {"exit_code": code, "targets": json_check(checked)})
     else:
         out().print(render_check(checked))
     return code
+
+
+def exit_code_of_check(checked: Sequence[Checked]) -> int:
+    """Of the errors that kept targets from being looked at, else 1 where a finding is an error."""
+    failed = exit_code_of(one.error for one in checked if one.error is not None)
+    return failed or int(any(one.state == "error" for one in checked))
 
 
 @fleet.command()
@@ -90,7 +97,7 @@ def status(targets: Sequence[str], limit_s: float, at_once: int, as_json: bool) 
     """
     from edgevit.bench import now
     from edgevit.fleet.audit import read_log
-    from edgevit.fleet.check import NoNewKeys, exit_of, probe_bounded
+    from edgevit.fleet.check import NoNewKeys, probe_bounded
     from edgevit.fleet.status import from_device, from_here
     from edgevit.places import audit_path
     from edgevit.report.fleet_view import json_status, render_status
@@ -115,7 +122,7 @@ def status(targets: Sequence[str], limit_s: float, at_once: int, as_json: bool) 
         for name, error in failed:
             found[name] = from_here(name, error, log.entries, store.last_run(name))
     standings = [found[name] for name in chosen]
-    code = exit_of([error for _, error in failed])
+    code = exit_code_of(error for _, error in failed)
     if as_json:
         emit_json("fleet-status", {"exit_code": code, "targets": json_status(standings)})
     else:

@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def gate_options(command: F) -> F:
-    """What a variant must hold to be chosen; :func:`gates_of` takes the values."""
+    """What a variant must hold to be chosen; the values make :class:`edgevit.select.Gates`."""
     command = click.option("--anyway", is_flag=True, help="Choose among INVALID figures too.")(command)
     return click.option(
         "--max-loss",

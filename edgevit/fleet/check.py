@@ -222,22 +222,6 @@ def check_targets(
     return [checked for _, checked in done]
 
 
-def exit_status(checked: Sequence[Checked]) -> int:
-    """3 where a target was unreachable or refused, else 2 where an entry of the fleet file cannot be used, else 1 where a
-    finding is an error, else 0."""
-    failed = exit_of([one.error for one in checked if one.error is not None])
-    return failed or int(any(one.state == "error" for one in checked))
-
-
-def exit_of(errors: Sequence[EdgevitError]) -> int:
-    """The exit code of what kept targets from being asked: 3 before 2 before 1; 0 for none."""
-    if any(isinstance(error, DeviceError) for error in errors):
-        return 3
-    if any(isinstance(error, UsageError) for error in errors):
-        return 2
-    return int(bool(errors))
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # What is wrong with what was seen; pure
 # --------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from rich.console import Console
 from device_agents.wire import Active, DaemonState, DaemonStatus, Variant
 from edgevit import places
 from edgevit.cli import run_cli
+from edgevit.cli.fleet import exit_code_of_check
 from edgevit.errors import HostKeyError, LoginError, LostLink, NotProvisioned, Unreachable, UsageError
 from edgevit.fleet.agent import Agent
 from edgevit.fleet.audit import Entry, append
@@ -25,7 +26,6 @@ from edgevit.fleet.check import (
     Skew,
     check_targets,
     estimate_skew,
-    exit_status,
     judge,
     measure_clock,
 )
@@ -145,9 +145,8 @@ def test_exit_codes_and_words_of_states() -> None:
     wrong = Checked(PI, GOOD, None, (Finding("warning", "w"), Finding("error", "e")), 0.5)
     off = failed(Unreachable("off: no route"))
     assert [c.state for c in (well, warned, wrong, off)] == ["ok", "warning", "error", "unreachable"]
-    assert [exit_status(c) for c in ([well], [well, warned], [well, wrong], [wrong, off], [failed(UsageError("x"))])] == [
-        0, 0, 1, 3, 2,
-    ]  # fmt: skip
+    fleets = ([well], [well, warned], [well, wrong], [wrong, off], [failed(UsageError("x"))])
+    assert [exit_code_of_check(fleet) for fleet in fleets] == [0, 0, 1, 3, 2]
     words = [failed(e).state for e in (HostKeyError("x"), LoginError("x"), LostLink("x"), NotProvisioned("x"))]
     assert words == ["host key", "no login", "link lost", "no Python"]
 
