@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from device_agents import wire
-from scripts.pythons import REQUIREMENTS, environment_python, find_interpreter, is_ready
+from scripts.pythons import REQUIREMENTS, environment_python, find_interpreter
 from tests.support.agent_bundle import (
     FAST_PLAN,
     AgentProcess,
@@ -35,16 +35,6 @@ AGENT = Path(__file__).parent.parent.parent / "device_agents"
 @pytest.fixture(scope="module")
 def bundle(signer: Signer) -> TinyBundle:
     return make_bundle(signer, tflite=True)
-
-
-@pytest.fixture(params=list(REQUIREMENTS))
-def version(request: pytest.FixtureRequest) -> str:
-    if not is_ready(request.param):
-        why = f"no environment for Python {request.param}: python scripts/pythons.py {request.param}"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    return str(request.param)
 
 
 def expected_runtimes(version: str) -> dict[str, str]:

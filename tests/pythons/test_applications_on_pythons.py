@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from PIL import Image
 from device_agents import wire
 from edgevit.agentpack import agent_pyz
 from edgevit.data import load_pixels
-from scripts.pythons import REQUIREMENTS, environment_python, is_ready
+from scripts.pythons import environment_python
 from tests.support.agent_bundle import AgentProcess, Signer, TinyBundle, make_bundle, outputs_onnx, tiny_onnx
 
 pytestmark = pytest.mark.pythons
@@ -41,16 +40,6 @@ print(PIL.__version__)
 @pytest.fixture(scope="module")
 def bundle(signer: Signer) -> TinyBundle:
     return make_bundle(signer, evaluation=False)
-
-
-@pytest.fixture(params=list(REQUIREMENTS))
-def version(request: pytest.FixtureRequest) -> str:
-    if not is_ready(request.param):
-        why = f"no environment for Python {request.param}: python scripts/pythons.py {request.param}"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    return str(request.param)
 
 
 def photograph(width: int, height: int) -> Image.Image:
