@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from edgevit.transport.prompts import NoPrompts
 from tests.support import agent_bundle as tiny
 from tests.support.agent_bundle import FAST_PLAN, Signer
 from tests.support.fleet import Device
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("quick_to_give_up")
 WEIGHT = 12_000_000
@@ -73,18 +73,28 @@ def store() -> Iterator[Store]:
         yield opened
 
 
+@pytest.fixture
+def links() -> Iterator[list[Agent]]:
+    """The connections that a test makes again."""
+    made: list[Agent] = []
+    yield made
+    for link in made:
+        link.close()
+
+
+def reconnect_to(target: Target, links: list[Agent]) -> Callable[[], Agent]:
+    def again() -> Agent:
+        links.append(open_agent(target, NoPrompts()))
+        return links[-1]
+
+    return again
+
+
 def job(made: tiny.TinyBundle, run_id: str, seconds: float = 0.0) -> wire.Job:
     import dataclasses
 
     plan = dataclasses.replace(FAST_PLAN, min_seconds=seconds, max_seconds=seconds + 5.0)
     return dataclasses.replace(tiny.make_job(made, run_id, made.variant(), plan=plan), target="box-00")
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.05)
 
 
 def test_unplugged_while_connecting_the_device_is_named_and_the_others_are_done(
@@ -123,10 +133,11 @@ def test_unplugged_while_activating_the_old_or_the_new_is_active_and_asking_agai
         agent.install(bundle)
         before = agent.activate(made.variant(), "test").active
         agent.install(open_bundle(newer.write(tmp_path / "newer"), None))
-        threading.Timer(0.2, plugged.unplug).start()
+        unplugging = threading.Timer(0.2, plugged.unplug)
+        unplugging.start()
         with contextlib.suppress(LostLink):
             agent.activate(newer.variant(), "test")
-    time.sleep(0.3)
+    unplugging.join()
     plugged.plug_in()
     with connect(plugged.target, NoPrompts()) as agent:
         found = agent.probe(quick=True).active
@@ -137,26 +148,18 @@ def test_unplugged_while_activating_the_old_or_the_new_is_active_and_asking_agai
 
 
 def test_unplugged_while_measuring_the_run_goes_on_and_comes_home_once(
-    plugged: Device, made: tiny.TinyBundle, bundle: Bundle, store: Store
+    plugged: Device, made: tiny.TinyBundle, bundle: Bundle, store: Store, links: list[Agent]
 ) -> None:
     def cut() -> None:
         plugged.unplug()
         threading.Timer(4.0, plugged.plug_in).start()
 
-    links: list[Agent] = []
-
-    def reconnect() -> Agent:
-        links.append(open_agent(plugged.target, NoPrompts()))
-        return links[-1]
-
     with connect(plugged.target, NoPrompts()) as agent:
         agent.install(bundle)
-        home = measure(agent, job(made, "cut-run", seconds=2.0), store, At(cut), reconnect)
+        home = measure(agent, job(made, "cut-run", seconds=2.0), store, At(cut), reconnect_to(plugged.target, links))
     assert home.newly_stored and home.run.status == "completed" and home.run.attempt == 1, home.run.reason
     assert links and len(store.runs(run_id="cut-run")) == 1
     assert links[-1].waiting() == ()
-    for link in links:
-        link.close()
 
 
 def test_unplugged_while_collecting_it_is_stored_once_and_offered_until_acknowledged(
@@ -206,24 +209,16 @@ def test_rebooted_in_the_middle_the_job_is_begun_again_and_comes_home_once(
 
 
 def test_sshd_restarted_while_measuring_is_no_more_than_a_lost_link(
-    plugged: Device, made: tiny.TinyBundle, bundle: Bundle, store: Store
+    plugged: Device, made: tiny.TinyBundle, bundle: Bundle, store: Store, links: list[Agent]
 ) -> None:
     def restart() -> None:
         plugged.server.stop()
         plugged.server.start()
 
-    links: list[Agent] = []
-
-    def reconnect() -> Agent:
-        links.append(open_agent(plugged.target, NoPrompts()))
-        return links[-1]
-
     with connect(plugged.target, NoPrompts()) as agent:
         agent.install(bundle)
-        home = measure(agent, job(made, "restarted", seconds=1.0), store, At(restart), reconnect)
+        home = measure(agent, job(made, "restarted", seconds=1.0), store, At(restart), reconnect_to(plugged.target, links))
     assert (home.run.status, home.run.attempt, len(store.runs(run_id="restarted"))) == ("completed", 1, 1)
-    for link in links:
-        link.close()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.machine import USER, LabError, Machine, check_tools, make_disk, running_machine
+from tests.support.waiting import wait_for
 
 NOTHING_SENT = "nothing was sent or changed"
 HELD = ("unprivileged user", "no new privileges", "no capabilities", "system calls filtered", "system read-only")
@@ -111,11 +112,8 @@ class Lab:
     def power_cut(self) -> None:
         """The plug is pulled in the middle of a detached job; after the next boot it is done, once."""
         run = self.document("bench", str(self.bundle), "arm", "--plan", "quick", "--detach")["runs"][0]["run"]
-        deadline = time.monotonic() + 120
         begun = f'grep -q \'"unit":"series"\' .edgevit/spool/{run}.part'
-        while self.machine.shell(begun, check=False).returncode != 0:
-            expect(time.monotonic() < deadline, "the daemon did not begin the job's first series")
-            time.sleep(0.5)
+        wait_for(lambda: self.machine.shell(begun, check=False).returncode == 0, "the job's first series by the daemon", 120)
         self.machine.cut_power()
         self.edgevit("collect", "arm", status=3)
         self.say(f"power cut in the middle of {run}; back in {self.machine.boot():.0f} s")

@@ -13,6 +13,8 @@ import pytest
 
 from device_agents.errors import Refused
 from device_agents.supervise import resident_mb, run_worker
+from tests.support.processes import is_alive
+from tests.support.waiting import wait_for
 
 RESULT = 'print(\'{"type":"result","value":{"x":1}}\', flush=True)'
 
@@ -73,10 +75,7 @@ def test_what_floods_on_after_its_result_leaves_no_thread_behind() -> None:
     before = threading.active_count()
     code = RESULT + '\nwhile True: print(\'{"type":"progress"}\')'
     assert worker(code) == {"x": 1}
-    deadline = time.monotonic() + 20
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert threading.active_count() <= before
+    wait_for(lambda: threading.active_count() <= before, "the end of every thread")
 
 
 @pytest.mark.parametrize("line", ["hello", '{"no":"type"}', "[1]", '{"type":1}', "{" * 50])
@@ -98,14 +97,4 @@ def test_a_grandchild_that_holds_the_output_is_not_waited_for(tmp_path: Path) ->
     error = refused(code, timeout=120.0)
     assert error.code == "worker-failed" and time.monotonic() - start < 30
     pid = int(note.read_text())
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and _lives(pid):
-        time.sleep(0.05)
-    assert not _lives(pid), "what a worker started outlives it"
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_for(lambda: not is_alive(pid), "the end of what a worker had started", 10)

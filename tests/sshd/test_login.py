@@ -22,6 +22,7 @@ from edgevit.transport.ssh import SshTransport
 from edgevit.transport.sshconfig import SshSettings, resolve
 from tests.sshd.conftest import isolated
 from tests.support.sshd import PASSWORD, Account, Scripted, running_sshd
+from tests.support.waiting import wait_for
 
 
 def whoami(settings: SshSettings, policy: HostKeyPolicy, prompts: object = None) -> str:
@@ -81,9 +82,7 @@ def test_keys_of_the_ssh_agent_are_used(
     path = tmp_path / "a"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(path.exists, "an SSH agent that listens", 10)
         env = dict(os.environ, SSH_AUTH_SOCK=str(path))
         subprocess.run(["ssh-add", "-q", str(server.client_key)], env=env, check=True, capture_output=True)
         with_agent = replace(settings, identity_files=(), chosen_key=False, identity_agent=str(path))
@@ -156,9 +155,7 @@ def agent_with_keys(
     path = tmp_path / "b"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(path.exists, "an SSH agent that listens", 10)
         monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
         subprocess.run(["ssh-add", "-q", str(jump_server.client_key)], check=True, capture_output=True)
         yield

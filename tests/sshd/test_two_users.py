@@ -8,7 +8,6 @@ import os
 import pwd
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from edgevit.loopback_sshd import LoopbackSshd
 from edgevit.transport.prompts import NoPrompts
 from tests.support import agent_bundle as tiny
 from tests.support.sshd import Account, lend_runtime, target_of
+from tests.support.waiting import wait_for
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="two users can only be made by root")
 
@@ -129,9 +129,7 @@ def daemon_of(account: Account, user: pwd.struct_passwd, root: Path) -> Iterator
         stderr=subprocess.PIPE,
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (root / "daemon.json").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(lambda: (root / "daemon.json").exists() or process.poll() is not None, "the daemon at work")
         assert process.poll() is None, process.stderr and process.stderr.read().decode()
         yield
     finally:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from edgevit.progress import Quiet
 from edgevit.recipe import Recipe
 from edgevit.torchsetup import import_timm, import_torch
 from tests.support.models import MEAN, STD, tiny_vit
+from tests.support.waiting import wait_for
 
 SHAPE = Preprocessing(32, 32, 32, "bicubic", "center", MEAN, STD)
 QUICK = {"batch": 8, "steps": 6, "balance": False}
@@ -139,9 +139,7 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(tmp_path: Path) 
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], cwd=root)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / NAME).exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(lambda: (tmp_path / NAME).exists() or process.poll() is not None, "a checkpoint", 120)
     finally:
         process.kill()
         process.wait()
