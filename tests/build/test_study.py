@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import pytest
 from edgevit.cache import Cache
 from edgevit.cli import run_cli
 from edgevit.results.store import open_store
+from tests.support.processes import is_alive
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,10 +123,8 @@ def test_a_killed_study_goes_on_where_it_stood(
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
-    deadline = time.monotonic() + 60
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert workers and not any(alive(pid) for pid in workers), "a worker went on without its parent"
+    assert workers
+    wait_for(lambda: not any(is_alive(pid) for pid in workers), "the end of workers without their parent")
 
     code, after, _ = run(capsys, path)
     assert code == 0 and [r["state"] for r in after["rows"]] == ["measured"] * 3
@@ -136,13 +135,6 @@ def test_a_killed_study_goes_on_where_it_stood(
 def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(p) for p in found]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_model_that_cannot_be_loaded_fails_all_of_its_cells_and_no_other(
