@@ -88,7 +88,9 @@ def with_minutes(plan: RunPlan, minutes: float) -> RunPlan:
 def with_blocks(plan: RunPlan, blocks: int) -> RunPlan:
     """A comparing plan of ``blocks`` ABBA blocks. UsageError for any other plan."""
     if plan.order != "mirrored":
-        raise UsageError(f"--blocks is for comparing two bundles, got --plan {plan.name}", hint="edgevit bench A --against B")
+        raise UsageError(
+            f"--blocks is for comparing two bundles, got --plan {plan.name}", hint="edgevit bench A --against B TARGET"
+        )
     return dataclasses.replace(plan, processes=2 * blocks)
 
 
@@ -98,10 +100,11 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UsageError(f"got the CPUs {text!r}, expected a list such as 0-3 or 0,2", hint="edgevit bench --affinity 0-3")
+            message = f"got the CPUs {text!r}, expected a list such as 0-3 or 0,2"
+            raise UsageError(message, hint="edgevit bench … --affinity 0-3")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     if len(set(found)) != len(found):
-        raise UsageError(f"got the CPUs {text!r}, which name one of them twice", hint="edgevit bench --affinity 0-3")
+        raise UsageError(f"got the CPUs {text!r}, which name one of them twice", hint="edgevit bench … --affinity 0-3")
     return tuple(found)
 
 

@@ -84,7 +84,9 @@ def resolve(
             raise NoWheel(absent[0], f"pip brought no wheel of {', '.join(absent)} for {platform}")
         pins.update({n: found[n] for n in lacking})
     names = ", ".join(sorted(lacking))
-    raise NotProvisioned(f"the requirements of {names} did not settle in {MAX_ROUNDS} rounds", hint="edgevit profiles show")
+    raise NotProvisioned(
+        f"the requirements of {names} did not settle in {MAX_ROUNDS} rounds", hint="edgevit profiles show NAME"
+    )
 
 
 def _follow(
@@ -98,7 +100,9 @@ def _follow(
     while queue:
         requirement, by = queue.pop(0)
         if requirement.url:
-            raise NotProvisioned(f"{by} asks for {requirement}: an address instead of a version", hint="edgevit profiles show")
+            raise NotProvisioned(
+                f"{by} asks for {requirement}: an address instead of a version", hint="edgevit profiles show NAME"
+            )
         name = canonicalize_name(requirement.name)
         if name in given:
             if not requirement.specifier.contains(given[name], prereleases=True):

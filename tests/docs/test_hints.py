@@ -20,7 +20,7 @@ VALUE = "VALUE"
 BEGINS = re.compile(r"(?<![\w./-])edgevit (?=[a-z-])")
 """A command, or a sentence about edgevit."""
 
-ENDS = re.compile(r"\n|[;:`'\"(),|]|&&|\.(?:\s|$)|(?<![\w./-])edgevit ")
+ENDS = re.compile(r"\n|[;`'\"()|]|&&|[.,:](?:\s|$)|(?<![\w./-])edgevit ")
 """A command inside a text ends here; after a comma comes prose."""
 
 
@@ -61,23 +61,38 @@ def commands_in(text: str) -> Iterator[list[str]]:
 
 
 def problem(words: list[str], hint: bool) -> str:
-    """Why ``edgevit WORDS`` cannot be typed, or nothing. What names no command at all is prose, but not in a hint."""
+    """Why ``edgevit WORDS`` cannot be typed, or nothing. What names no command at all is prose, but not in a hint; there a
+    command also has all of its arguments, or a … for them."""
     command: click.Command = cli
-    for word in words:
+    given, left = [], iter(words)
+    for word in left:
         if word.startswith("-"):
-            option = word.partition("=")[0]
-            if option not in options_of(command) | options_of(cli):
+            option, _, value = word.partition("=")
+            takes_value = options_of(cli) | options_of(command)
+            if option not in takes_value:
                 return f"{command.name} has no {option}"
+            if takes_value[option] and not value:
+                next(left, "")
         elif isinstance(command, click.Group) and word not in ("…", VALUE):
             below = command.get_command(click.Context(command), word)
             if below is None:
                 return f"{command.name} has no command {word}" if hint or command is not cli else ""
             command = below
+        else:
+            given.append(word)
+    needed = [param for param in command.params if isinstance(param, click.Argument) and param.required]
+    if hint and len(given) < len(needed) and not {"…", "--help"} & set(words):
+        return f"{command.name} needs {' '.join(param.metavar or param.human_readable_name for param in needed)}"
     return ""
 
 
-def options_of(command: click.Command) -> set[str]:
-    return {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help", "-h"}
+def options_of(command: click.Command) -> dict[str, bool]:
+    """Each option, and whether a value follows it."""
+    found = {"--help": False, "-h": False}
+    for param in command.params:
+        if isinstance(param, click.Option):
+            found.update(dict.fromkeys((*param.opts, *param.secondary_opts), not param.is_flag and not param.count))
+    return found
 
 
 @pytest.mark.parametrize("package", ["edgevit", "device_agents"])
@@ -102,6 +117,7 @@ def test_every_command_that_the_code_names_can_be_typed(package: str) -> None:
         ('say("edgevit target add my-pi pi@host --provision && edgevit demo --traget my-pi")', "demo has no --traget"),
         ('say("edgevit results list --db FILE --fleet=F; edgevit demo -h")', ""),
         ('HINTS = {"x": "edgevit bensh BUNDLE {name}"}', "cli has no command bensh"),
+        ('fail(hint="edgevit bench --plan quick BUNDLE, then look")', "bench needs BUNDLE TARGET..."),
         ('say("what edgevit has: edgevit build … --for {name}. Where edgevit is, see edgevit doctor.")', ""),
     ],
 )
