@@ -95,15 +95,21 @@ def _signers(start: Start, store: Any, console: Any) -> Any:
 
 
 def _gc(start: Start, store: Any, console: Any) -> Any:
-    from device_agents.activate import collect_garbage
+    from device_agents.garbage import collect_garbage
 
     return collect_garbage(store, console)
 
 
 def _foresee(start: Start, store: Any, console: Any) -> Any:
-    from device_agents.activate import foresee_garbage
+    from device_agents.garbage import foresee_garbage
 
     return foresee_garbage(store, console)
+
+
+def _uninstall(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.garbage import uninstall
+
+    return uninstall(store, console)
 
 
 def _submit(start: Start, store: Any, console: Any) -> Any:
@@ -235,6 +241,7 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
     "signers": _signers,
     "gc": _gc,
     "foresee-gc": _foresee,
+    "uninstall": _uninstall,
     "submit": _submit,
     "serve": _serve,
     "follow": _follow,
@@ -252,7 +259,7 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
 }
 
 
-CHANGING = ("install", "activate", "rollback", "gc")
+CHANGING = ("install", "activate", "rollback", "gc", "uninstall")
 """Commands that look at the operators' lock; a test holds them against :mod:`device_agents.operator_lock`, which the others
 need not import."""
 

@@ -1,15 +1,10 @@
-"""What is active on this device, who may sign for it, and what may go: ``activate rollback allow signers gc``."""
+"""What is active on this device, and who may sign for it: ``activate rollback allow signers``."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
-import os
-import stat
-import time
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Set, Tuple
+from typing import Any, Dict, Optional, Set
 
 from device_agents import wire
 from device_agents.clock import utc_now
@@ -23,12 +18,10 @@ from device_agents.servers import agent_argv
 from device_agents.sshsig import fingerprint_of_signer, parse_signer_line
 from device_agents.store import Store
 from device_agents.supervise import run_worker, runtime_python
-from device_agents.verify import check_version, parse_manifest
+from device_agents.verify import check_version
 
 MAX_SIGNERS = 10_000
 GOLDEN_TIMEOUT_S = 600.0
-OLD_PART_S = 7 * 86_400.0
-OLD_MARK_S = 90 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -162,84 +155,3 @@ def read_signers(store: Store) -> "list[str]":
     data = store.read(store.signers_path, wire.MAX_JOB_BYTES) or b""
     lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def foresee_garbage(store: Store, console: Console) -> Dict[str, Any]:
-    """What :func:`collect_garbage` would remove once the bundle of the manifest that is read is active; nothing is changed."""
-    request = console.read_json("foresee-gc", 2 * wire.MAX_MANIFEST_BYTES)
-    try:
-        data = base64.b64decode(request["manifest"], validate=True)
-    except (TypeError, KeyError, ValueError) as e:
-        raise Refused("bad-request", "foresee-gc: expected an object with the manifest in base64: {}".format(e)) from e
-    coming, activating = parse_manifest(data), hashlib.sha256(data).hexdigest()
-    kept = _needed_bundles(store, activating, {coming.name: (coming.version, activating)})
-    doomed = [d for d in store.bundle_digests() if d not in kept]
-    needed = _blobs_of(store, kept) | {blob.sha256 for blob in coming.blobs()}
-    sizes = [size for sha256, size in store.inventory().items() if sha256 not in needed]
-    return {"removed_bundles": len(doomed), "removed_blobs": len(sizes), "freed_bytes": sum(sizes)}
-
-
-def collect_garbage(store: Store, console: Console) -> Dict[str, Any]:
-    """Remove bundles that are neither active, previous, newest of their name nor in a queued job, and blobs nobody needs."""
-    freed = 0
-    with locked_blobs(store, console), console.heartbeat():
-        store.clean_temporaries(0.0)
-        kept = _needed_bundles(store)
-        doomed = [d for d in store.bundle_digests() if d not in kept]
-        for digest in doomed:
-            store.remove_bundle(digest)
-        needed = _blobs_of(store, kept)
-        removed = 0
-        for sha256, size in store.inventory().items():
-            if sha256 not in needed and store.remove(store.blob_path(sha256)):
-                removed += 1
-                freed += size
-        for name in store.names_in("engines"):
-            if name not in needed:
-                store.discard(store.root / "engines" / name)
-        freed += _remove_old(store)
-    return {"removed_bundles": len(doomed), "removed_blobs": removed, "freed_bytes": freed}
-
-
-def _blobs_of(store: Store, bundles: Set[str]) -> Set[str]:
-    needed: Set[str] = set()
-    for digest in bundles:
-        needed.update(b.sha256 for b in parse_manifest(store.bundle_bytes(digest)[0]).blobs())
-    return needed
-
-
-def _needed_bundles(store: Store, activating: str = "", coming: "Optional[Dict[str, Tuple[int, str]]]" = None) -> Set[str]:
-    """What must stay; ``activating``: as it will be once that bundle is active and today's active one the previous. ``coming``:
-    (version, digest) by name of what is not installed yet."""
-    installed = set(store.bundle_digests())
-    kept: Set[str] = {activating}
-    state = read_active(store)
-    replaced = state is not None and activating not in ("", state.active.variant.bundle)
-    for active in (state.active, None if replaced else state.previous) if state else ():
-        if active is not None:
-            kept.add(active.variant.bundle)
-    for run_id in store.queued():
-        data = store.read(store.queue_path(run_id), wire.MAX_JOB_BYTES)
-        with contextlib.suppress(wire.WireError):
-            kept.update(v.bundle for v in wire.loads(wire.Job, data or b"", "job", wire.MAX_JOB_BYTES).variants)
-    newest = dict(coming or {})
-    for digest in installed:
-        with contextlib.suppress(Refused):
-            manifest = parse_manifest(store.bundle_bytes(digest)[0])
-            newest[manifest.name] = max(newest.get(manifest.name, (0, "")), (manifest.version, digest))
-    kept.update(digest for _, digest in newest.values())
-    return kept & installed
-
-
-def _remove_old(store: Store) -> int:
-    """Parts that nobody resumed for a week, and marks of runs that came home a season ago."""
-    freed = 0
-    for folder, suffix, limit in (("blobs", ".part", OLD_PART_S), ("spool", ".acked", OLD_MARK_S)):
-        for name in sorted(os.listdir(str(store.root / folder))):
-            path = store.root / folder / name
-            with contextlib.suppress(OSError):
-                info = path.lstat()
-                if name.endswith(suffix) and stat.S_ISREG(info.st_mode) and time.time() - info.st_mtime > limit:
-                    path.unlink()
-                    freed += info.st_size
-    return freed

@@ -10,25 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit.cli.connect import Session, each_target, open_session, select_targets, target_profile
+from edgevit.cli.connect import select_targets, target_profile
 from edgevit.cli.console import emit_json, json_option, out, say
 from edgevit.cli.model_options import FILE, data_options, engine_options, model_options, model_source
 from edgevit.cli.progress_context import showing_progress
 from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
-    from device_agents.wire import Facts, Run, RunPlan, Variant
-    from edgevit.fleet.agent import Agent
+    from device_agents.wire import Facts
     from edgevit.profile import Profile
-    from edgevit.progress import Progress
-    from edgevit.results.store import Store
     from edgevit.study.file import StudyModel
     from edgevit.tune.answer import Answer
     from edgevit.tune.candidate import Candidate
     from edgevit.tune.host import Asked, Host
-    from edgevit.tune.search import Measured, Search
+    from edgevit.tune.search import Search
     from edgevit.tune.space import Space
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -101,6 +96,7 @@ def tune(
     from edgevit import places
     from edgevit.cache import Cache
     from edgevit.cli.build import signing_key
+    from edgevit.cli.tune_road import Road, visit
     from edgevit.engines import open_engine
     from edgevit.plans import PLANS
     from edgevit.results.store import open_store
@@ -123,10 +119,9 @@ def tune(
     key = signing_key(options["sign_key"])
     with open_store() as store, showing_progress() as progress:
         profiles = {t.name: profile_of(t) for t in select_targets(names)}
-        road = Road(store, progress, key)
-        facts = road.visit(names)
+        facts, away = visit(names, store, progress, key)
         if not facts:
-            return road.code
+            return away
         verify_measurable(limits, facts)
         verify_threads(threads, facts)
         rest = [*map(str, vars(limits).items()), *threads, seed]
@@ -136,7 +131,7 @@ def tune(
         with open_engine(engine_name, jobs) as engine, Trials(folder, seed) as kept:
             progress.start("tune", f"searching for {seconds / 60:g} minutes", round(seconds), "s")
             host = Host(asked, engine, cache, root, progress, limits)
-            road.host = host
+            road = Road(store, progress, key, facts, host, kept)
             space = the_space(kept, host, facts, profiles, options["model_formats"], threads)
             search = Search(
                 space, limits, Effort(seconds, trials), tuple(names), kept, host, road, progress, PLANS[confirm], anyway
@@ -146,8 +141,9 @@ def tune(
             search.go()
             progress.finish("tune", f"{len(search.candidates)} candidates; {search.ended}")
             code = finish(search, names, output, as_json)
+            road.tidy(search.dead)
         shutil.rmtree(root, ignore_errors=True)
-    return road.code or code
+    return max(away, road.code) or code
 
 
 def profile_of(target: Any) -> Profile:
@@ -254,95 +250,6 @@ def make_space(
     common = set.intersection(*({t for t in profiles[n].threads.value if t <= one.cpu_count} for n, one in facts.items()))
     counts = tuple(sorted(set(threads) or common or {1}))
     return Space(precisions, steps, counts, host.survey.depth, host.survey.tokens)
-
-
-class Road:
-    """The way to the targets, by which every measurement of the house goes. ``code``: the exit code of what did not answer."""
-
-    def __init__(self, store: Store, progress: Progress, key: Path) -> None:
-        self.store, self.progress, self.key = store, progress, key
-        self.host: Host | None = None
-        self.facts: dict[str, Facts] = {}
-        self.code = 0
-
-    def visit(self, names: Sequence[str]) -> dict[str, Facts]:
-        """The facts of every target that answers and has a runtime, once what an interrupted search left there is home."""
-        from edgevit.bench import bring_home
-        from edgevit.cli.run import require_a_runtime
-
-        def work(session: Session) -> Facts:
-            require_a_runtime(session)
-            for old in bring_home(session.agent, self.store, self.progress, wait=True):
-                say(f"{session.target.name}: brought home {old.run.job.run_id}, measured {old.run.ended_at}")
-            return session.agent.probe()
-
-        done, code = each_target(names, work, sign_key=self.key)
-        self.code = max(self.code, code)
-        self.facts = dict(done)
-        return self.facts
-
-    def recall(self, target: str, bundles: Sequence[str]) -> Sequence[Run]:
-        """What the store has of them there."""
-        return self.store.runs(target=target, bundles=bundles)
-
-    def measure(self, wanted: Mapping[str, Sequence[Candidate]], plan: RunPlan) -> Measured:
-        """One job a target with all that is wanted of it, interleaved."""
-        from edgevit.tune.search import Measured
-
-        if self.host is None:
-            raise TypeError("the road has no host to pack bundles")
-        bundles = {}
-        for c in {c.recipe.name: c for group in wanted.values() for c in group}.values():
-            bundles[c.recipe.name] = self.host.pack(c, self.host.root / "ship" / c.recipe.name)
-        batch = self.store.new_batch(f"tune {self.host.asked.model.title} on {', '.join(wanted)}: {plan.name}")
-        left_out: dict[tuple[str, str], str] = {}
-
-        def work(session: Session) -> Run:
-            return self._one_job(session, wanted[session.target.name], bundles, plan, batch, left_out)
-
-        done, code = each_target(list(wanted), work, sign_key=self.key)
-        self.code = max(self.code, code)
-        came = dict(done)
-        dead = {name: "it was lost on the way, or refused" for name in wanted if name not in came}
-        return Measured({name: [run] for name, run in came.items()}, dead, left_out)
-
-    def _one_job(
-        self,
-        session: Session,
-        candidates: Sequence[Candidate],
-        bundles: Mapping[str, Any],
-        plan: RunPlan,
-        batch: str,
-        left_out: dict[tuple[str, str], str],
-    ) -> Run:
-        from contextlib import ExitStack
-
-        from edgevit.bench import make_job, measure
-        from edgevit.plans import memory_limit_mb
-        from edgevit.variants import list_variants
-
-        name = session.target.name
-        facts = self.facts[name]
-        profile = session.profile(facts)
-        variants: list[Variant] = []
-        for c in candidates:
-            bundle = bundles[c.recipe.name]
-            found = list_variants(bundle.manifest, bundle.digest, facts, profile, threads=(c.threads,))
-            if found.variants:
-                session.agent.install(bundle, self.progress)
-                variants += found.variants[:1]
-            else:
-                left_out[name, c.key] = "; ".join(left.reason for left in found.left_out)
-        limit = None if session.target.is_local else memory_limit_mb(facts)
-        job = make_job(name, batch, plan, list(dict.fromkeys(variants)), memory_limit_mb=limit)
-        with ExitStack() as links:
-            return measure(session.agent, job, self.store, self.progress, self._reconnect(links, session)).run
-
-    def _reconnect(self, links: ExitStack, session: Session) -> Any:
-        def again() -> Agent:
-            return links.enter_context(open_session(session.target, self.key)).agent
-
-        return again
 
 
 def say_front(target: str, candidate: Candidate, figures: Any) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edgevit.bundle import Bundle
 
-UNDER_THE_LOCK = ("install", "activate", "rollback", "gc")
+UNDER_THE_LOCK = ("install", "activate", "rollback", "gc", "uninstall")
 """Commands that tell the device whose lock they work under."""
 
 
@@ -140,12 +140,12 @@ class Agent:
         if chunk_index:
             payload["chunks"] = base64.b64encode(chunk_index).decode("ascii")
         value = self._call("have", payload=payload)
-        partial = self._field(value, "partial", dict)
+        partial = self.field(value, "partial", dict)
         return Have(
-            tuple(str(s) for s in self._field(value, "missing", list)),
+            tuple(str(s) for s in self.field(value, "missing", list)),
             {str(k): int(v) for k, v in partial.items() if isinstance(v, int)},
-            self._field(value, "free_bytes", int),
-            self._field(value, "copied_bytes", int),
+            self.field(value, "free_bytes", int),
+            self.field(value, "copied_bytes", int),
         )
 
     def install(self, bundle: Bundle, progress: Progress | None = None, *, allow_older: bool = False) -> Installed:
@@ -160,8 +160,8 @@ class Agent:
         upload = Upload(self, "install", request, files, bundle.manifest.name + whole, progress or Quiet())
         value = upload.run()
         if value.get("bundle") != bundle.digest:
-            raise self._defect(f"it installed {str(value.get('bundle'))[:80]!r}, not {bundle.digest}")
-        installed, received = self._field(value, "installed", bool), self._field(value, "received_bytes", int)
+            raise self.defect(f"it installed {str(value.get('bundle'))[:80]!r}, not {bundle.digest}")
+        installed, received = self.field(value, "installed", bool), self.field(value, "received_bytes", int)
         return Installed(bundle.digest, installed, received, upload.sent)
 
     def activate(self, variant: wire.Variant, policy: str, *, allow_older: bool = False) -> Activated:
@@ -169,27 +169,27 @@ class Agent:
         payload = {"variant": wire.encode(variant), "policy": policy, "allow_older": allow_older}
         value = self._call("activate", payload=payload)
         return Activated(
-            self._decode(wire.Active, self._field(value, "active", dict), "active"), self._field(value, "changed", bool)
+            self._decode(wire.Active, self.field(value, "active", dict), "active"), self.field(value, "changed", bool)
         )
 
     def rollback(self, undo: str = "") -> wire.Active:
         """Activate what was active before. ``undo``: only where what is active was activated at this very time, as the device
         wrote it; else nothing is changed, so it may be asked for again. Returns what is active then."""
         value = self._call("rollback", ["--undo", undo] if undo else [])
-        return self._decode(wire.Active, self._field(value, "active", dict), "active")
+        return self._decode(wire.Active, self.field(value, "active", dict), "active")
 
     def take_lock(self, owner: str, what: str, token: str, seconds: float, over: str = "") -> LockAnswer:
         """Take the lock of operators for ``seconds``, or renew one's own; ``over``: the token of a holder known to be gone."""
         payload = {"owner": owner, "what": what, "token": token, "seconds": seconds, "over": over}
         value = self._call("operator-take", payload=payload)
-        lock = self._decode(wire.OperatorLock, self._field(value, "lock", dict), "lock")
+        lock = self._decode(wire.OperatorLock, self.field(value, "lock", dict), "lock")
         before = value.get("from")
         taken_from = None if before is None else self._decode(wire.OperatorLock, before, "lock")
-        return LockAnswer(self._field(value, "taken", bool), lock, taken_from)
+        return LockAnswer(self.field(value, "taken", bool), lock, taken_from)
 
     def release_lock(self, token: str) -> bool:
         """Give the lock back; False where it was not this token's any more."""
-        return self._field(self._call("operator-release", ["--operator", token]), "released", bool)
+        return self.field(self._call("operator-release", ["--operator", token]), "released", bool)
 
     def foresee_gc(self, bundle: Bundle) -> Freed:
         """What :meth:`gc` would remove once ``bundle`` is active."""
@@ -200,8 +200,8 @@ class Agent:
         """Queue ``job``; False where its ``run_id`` was known already. Harmless to repeat."""
         value = self._call("submit", payload=wire.encode(job), limit=wire.MAX_JOB_BYTES)
         if value.get("run_id") != job.run_id:
-            raise self._defect(f"submit answered for the run {str(value.get('run_id'))[:80]!r}, not {job.run_id!r}")
-        return self._field(value, "queued", bool)
+            raise self.defect(f"submit answered for the run {str(value.get('run_id'))[:80]!r}, not {job.run_id!r}")
+        return self.field(value, "queued", bool)
 
     def follow(self, run_id: str, progress: Progress | None = None) -> wire.Run:
         """Wait for a run and bring it home. It stays on the device until :meth:`ack`."""
@@ -209,16 +209,16 @@ class Agent:
             value = self._call("follow", [run_id], on_message=stages, limit=wire.MAX_RUN_BYTES)
         run = self._decode(wire.Run, value, "run")
         if run.job.run_id != run_id:
-            raise self._defect(f"follow answered with the run {run.job.run_id!r}, not {run_id!r}")
+            raise self.defect(f"follow answered with the run {run.job.run_id!r}, not {run_id!r}")
         return run
 
     def ack(self, run_id: str) -> bool:
         """Say that the run is safe here; False where that was said before."""
-        return self._field(self._call("ack", [run_id]), "acknowledged", bool)
+        return self.field(self._call("ack", [run_id]), "acknowledged", bool)
 
     def cancel(self, run_id: str) -> bool:
         """Ask for the end of a run that is queued or running; False where it is done already."""
-        return self._field(self._call("cancel", [run_id]), "cancelled", bool)
+        return self.field(self._call("cancel", [run_id]), "cancelled", bool)
 
     def install_daemon(
         self,
@@ -234,7 +234,7 @@ class Agent:
         request = {"kind": kind, "user": user, "groups": list(groups), "devices": list(devices), "quota_mb": quota_mb}
         with Stages(progress or Quiet(), f"{self.name}: ") as stages:
             value = dict(self._call("daemon-install", payload=request, on_message=stages))
-        sandboxed = self._field(value, "sandboxed", bool)
+        sandboxed = self.field(value, "sandboxed", bool)
         del value["sandboxed"]
         return self._decode(wire.DaemonStatus, value, "daemon status"), sandboxed
 
@@ -245,35 +245,35 @@ class Agent:
     def daemon_logs(self, lines: int) -> tuple[list[str], list[str]]:
         """The last lines of the daemon's log, and of the log of the server that it started last."""
         value = self._call("daemon-logs", [str(lines)])
-        daemon, server = (self._field(value, key, list) for key in ("daemon", "server"))
+        daemon, server = (self.field(value, key, list) for key in ("daemon", "server"))
         return [str(line) for line in daemon], [str(line) for line in server]
 
     def remove_daemon(self) -> bool:
         """Stop the daemon and remove its unit; False where there was none."""
-        return self._field(self._call("daemon-remove"), "removed", bool)
+        return self.field(self._call("daemon-remove"), "removed", bool)
 
     def waiting(self) -> tuple[WaitingRun, ...]:
         """Runs that were not acknowledged: queued, running or done."""
         found = []
-        for entry in self._field(self._call("waiting"), "runs", list):
+        for entry in self.field(self._call("waiting"), "runs", list):
             if not isinstance(entry, dict) or entry.get("state") not in ("queued", "running", "done"):
-                raise self._defect("waiting answered with an entry that is no run")
-            found.append(WaitingRun(self._field(entry, "run_id", str), str(entry["state"])))
+                raise self.defect("waiting answered with an entry that is no run")
+            found.append(WaitingRun(self.field(entry, "run_id", str), str(entry["state"])))
         return tuple(found)
 
     def allow(self, lines: Sequence[str], *, replace: bool = False) -> int:
         """Let the keys in these allowed_signers lines sign for the device; returns how many may now."""
-        return self._field(self._call("allow", payload={"lines": list(lines), "replace": replace}), "signers", int)
+        return self.field(self._call("allow", payload={"lines": list(lines), "replace": replace}), "signers", int)
 
     def revoke(self, fingerprints: Sequence[str]) -> tuple[int, int]:
         """Take the keys with these fingerprints (``SHA256:…``) out of the device's allowed signers: (how many lines went, how
         many are left)."""
         value = self._call("allow", payload={"lines": [], "replace": False, "revoke": list(fingerprints)})
-        return self._field(value, "removed", int), self._field(value, "signers", int)
+        return self.field(value, "removed", int), self.field(value, "signers", int)
 
     def signers(self) -> tuple[str, ...]:
         """The device's allowed_signers lines."""
-        return tuple(str(line) for line in self._field(self._call("signers"), "lines", list))
+        return tuple(str(line) for line in self.field(self._call("signers"), "lines", list))
 
     def predict(self, pixels: np.ndarray[Any, Any], variant: wire.Variant | None = None) -> list[list[dict[str, Any]]]:
         """The five best classes for each image, uint8 (count, height, width, 3); ``variant`` None: the active one."""
@@ -286,9 +286,9 @@ class Agent:
         data = buffer.getvalue()
         header = {"variant": wire.encode(variant), "count": len(pixels), "bytes": len(data)}
         value = self._call("predict", payload=header, data=data)
-        found = self._field(value, "predictions", list)
+        found = self.field(value, "predictions", list)
         if len(found) != len(pixels):
-            raise self._defect(f"predict answered for {len(found)} images, not {len(pixels)}")
+            raise self.defect(f"predict answered for {len(found)} images, not {len(pixels)}")
         return found
 
     def provision(
@@ -298,7 +298,7 @@ class Agent:
         blobs = {wire.Blob(w.sha256, w.size): files[w.sha256] for w in request.wheels}
         upload = Upload(self, "provision", wire.encode(request), blobs, "wheels", progress or Quiet())
         value = upload.run()
-        return Provisioned(self._field(value, "made", bool), self._field(value, "received_bytes", int))
+        return Provisioned(self.field(value, "made", bool), self.field(value, "received_bytes", int))
 
     def unprovision(self) -> None:
         """Remove the agent's whole folder from the device."""
@@ -308,8 +308,12 @@ class Agent:
         """Remove bundles and blobs that neither the active nor the previous nor the newest bundle needs."""
         return self._freed(self._call("gc"))
 
+    def uninstall(self, bundles: Sequence[str]) -> Freed:
+        """Remove the bundles of these digests, and the blobs that only they have; what is active, previous or queued stays."""
+        return self._freed(self._call("uninstall", payload={"bundles": list(bundles)}))
+
     def _freed(self, value: Message) -> Freed:
-        return Freed(*(self._field(value, key, int) for key in ("removed_bundles", "removed_blobs", "freed_bytes")))
+        return Freed(*(self.field(value, key, int) for key in ("removed_bundles", "removed_blobs", "freed_bytes")))
 
     # ---- one conversation ----
 
@@ -324,12 +328,11 @@ class Agent:
         limit: int = wire.MAX_RUN_BYTES,
     ) -> Message:
         head = b"" if payload is None else json.dumps(payload, separators=(",", ":"), allow_nan=False).encode("utf-8") + b"\n"
+        said = head + data
 
         def send(channel: Channel, _conversation: Conversation) -> None:
-            for start in range(0, len(data), UPLOAD_CHUNK) if data else ():
-                channel.write((head if start == 0 else b"") + data[start : start + UPLOAD_CHUNK])
-            if head and not data:
-                channel.write(head)
+            for start in range(0, len(said), UPLOAD_CHUNK):
+                channel.write(said[start : start + UPLOAD_CHUNK])
             channel.close_input()
 
         return self.converse(command, arguments, send, on_message, limit)
@@ -357,7 +360,7 @@ class Agent:
                 return value
             if attempt == 1:
                 self._bootstrap()
-        raise self._defect(f"the agent was sent, but {self.root} does not hold it")
+        raise self.defect(f"the agent was sent, but {self.root} does not hold it")
 
     def _bootstrap(self) -> None:
         """Send the agent itself."""
@@ -390,13 +393,15 @@ class Agent:
         try:
             return wire.decode(kind, value, what)
         except wire.WireError as e:
-            raise self._defect(f"it sent what is not a {what}: {e}") from e
+            raise self.defect(f"it sent what is not a {what}: {e}") from e
 
-    def _field(self, value: Message, key: str, kind: type[F]) -> F:
+    def field(self, value: Message, key: str, kind: type[F]) -> F:
+        """``value[key]``, which must be of this type: else the agent is defective."""
         found = value.get(key)
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            raise self._defect(f"it answered without {key!r} of the type {kind.__name__}: {str(value)[:200]}")
+            raise self.defect(f"it answered without {key!r} of the type {kind.__name__}: {str(value)[:200]}")
         return found
 
-    def _defect(self, message: str) -> DeviceError:
+    def defect(self, message: str) -> DeviceError:
+        """An answer that no right agent gives, as an error to raise."""
         return DeviceError(f"{self.name}: the agent is defective: {message}", hint=f"edgevit target probe {self.name}")

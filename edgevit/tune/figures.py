@@ -78,12 +78,15 @@ def read_figures(
     for run in sorted((r for r in runs if r.job.plan == plan), key=lambda r: (r.started_at, r.job.run_id)):
         summaries = {(s.bundle, s.threads): s for s in summarized(run)}
         base = summaries.get((baseline.bundle, baseline.threads))
+        reached = {(m.variant.bundle, m.variant.threads) for m in run.measurements}
         for one in candidates:
             own = summaries.get((one.bundle, one.threads)) if one.built else None
             if own is None or own.run_id in attempts.get(one.key, []):
                 continue
             attempts.setdefault(one.key, []).append(own.run_id)
-            if own.failure or own.mismatch:
+            if own.failure and (one.bundle, one.threads) not in reached:
+                doubts[one.key] = own.failure  # the device's power went, or the job was ended: another may come to it
+            elif own.failure or own.mismatch:
                 failures[one.key] = own.failure or f"other outputs than recorded: {own.mismatch}", own.run_id
             elif base is None or base.failure or base.p50_ms is None:
                 doubts[one.key] = "the baseline beside it gave no figure"

@@ -95,14 +95,22 @@ class Host:
         ]
 
     def pack(self, candidate: Candidate, place: Path) -> Bundle:
-        """The candidate's bundle in ``place``, from the cache, else built again."""
+        """The candidate's bundle in ``place``, from the cache, else built again. BuildError where it is another than the one
+        that was counted: what is measured of it would never be found under the candidate."""
         from edgevit import signing
         from edgevit.build import make_bundle
 
         drawn = Drawn(candidate.recipe, candidate.format, candidate.threads, candidate.label)
         key = self.asked.key
         identity = self.survey.known.identity
-        return make_bundle(self.asked.request(drawn), place, lambda d: signing.sign(d, key), Quiet(), identity).bundle
+        bundle = make_bundle(self.asked.request(drawn), place, lambda d: signing.sign(d, key), Quiet(), identity).bundle
+        if bundle.digest != candidate.bundle:
+            raise BuildError(
+                f"{candidate.label}: packed anew it is bundle {bundle.digest}, and {candidate.bundle} was counted; the "
+                "program or what it builds from changed while the search ran",
+                hint="type the command again: it is another search now",
+            )
+        return bundle
 
     def _cannot(self, drawn: Drawn, seconds_left: float) -> tuple[Any, str]:
         reason = format_reason(drawn.format, drawn.recipe, self.asked.profiles)

@@ -34,7 +34,7 @@ AT_ONCE = 4
 
 IN_A_JOB = 8
 ATTEMPTS = 2
-"""How often a candidate is measured whose figures were INVALID."""
+"""How often a candidate is measured whose figures were INVALID, or did not come."""
 
 SAME_IN_A_ROW = 60
 """So many draws in a row of what was drawn before: there is nothing new left within reach."""
@@ -285,13 +285,16 @@ class Search:
             self.runs.setdefault(target, []).extend(runs)
         for (target, key), reason in came.left_out.items():
             for c in [c for c in self.candidates.values() if c.key == key]:
-                self._keep(replace(c, hopeless={**c.hopeless, target: reason}))
+                self._give_up(c, target, reason)
         self._known.clear()
         for target in self.living:
             for c in self.front(target):
                 if (target, c.key) not in self._announced:
                     self._announced.add((target, c.key))
                     self.on_front(target, c, self.figures(target)[c.key])
+
+    def _give_up(self, c: Candidate, target: str, reason: str) -> None:
+        self._keep(replace(c, hopeless={**c.hopeless, target: reason}))
 
     def _pending(self, target: str) -> list[Candidate]:
         """Candidates to be measured on a target; those that cannot reach its front any more are noted and left out."""
@@ -306,7 +309,7 @@ class Search:
                 continue
             reason = "" if c == self.baseline else self._hopeless(c, target, table, front)
             if reason:
-                self._keep(replace(c, hopeless={**c.hopeless, target: reason}))
+                self._give_up(c, target, reason)
             else:
                 pending.append(c)
         return pending

@@ -169,8 +169,10 @@ def test_no_prediction_is_negative_and_none_is_made_closer_than_its_error(
 class Bench:
     """Host and boards in one, by formulas: MACs fall with pruning and merging, loss rises; int8 runs at twice the speed."""
 
-    def __init__(self, limits: Limits, dies_after: int | None = None, invalid: bool = False, killed_after: int = 99) -> None:
+    def __init__(self, limits: Limits, dies_after: int | None = None, invalid: bool = False, killed_after: int = 99,
+                 empty: str = "") -> None:  # fmt: skip
         self.limits, self.dies_after, self.invalid, self.killed_after = limits, dies_after, invalid, killed_after
+        self.empty = empty
         self.built: list[str] = []
         self.measured: list[tuple[str, str, str]] = []
         self.jobs = 0
@@ -226,6 +228,8 @@ class Bench:
                 )
                 measurements.append(dataclasses.replace(one, variant=variant, series=series))
             made = runs.run(target, f"b{id(self)}-{self.jobs}", measurements=tuple(measurements))
+            if target == self.empty:
+                made = dataclasses.replace(made, status="interrupted", reason="the power went", measurements=())
             came[target] = [dataclasses.replace(made, job=dataclasses.replace(made.job, plan=plan))]
         return Measured(came, dead, {})
 
@@ -343,6 +347,18 @@ def test_invalid_figures_count_only_anyway_and_are_not_measured_for_ever(tmp_pat
     anyway.go()
     assert anyway.winner("strong") is not None
     anyway.trials.close()
+
+
+def test_jobs_that_end_before_they_come_to_a_candidate_are_tried_twice_and_not_for_ever(tmp_path: Path) -> None:
+    bench = Bench(LIMITS, empty="weak")
+    one = search(tmp_path, bench, trials=6, targets=("strong", "weak"))
+    one.go()
+    assert one.winner("strong") is not None and one.winner("weak") is None
+    tried = [key for target, _, key in bench.measured if target == "weak" and key != one.baseline.key]
+    assert {tried.count(key) for key in tried} == {2}
+    nearest = answer(one, "weak").nearest
+    assert nearest is not None and any("interrupted, the power went" in text for text in nearest.misses)
+    one.trials.close()
 
 
 def test_a_spent_budget_ends_a_search(tmp_path: Path) -> None:
