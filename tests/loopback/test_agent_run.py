@@ -35,6 +35,7 @@ from tests.support.agent_bundle import (
     tiny_images,
     tiny_onnx,
 )
+from tests.support.golden_faults import GOLDEN_FAULTS
 from tests.support.waiting import wait_for
 
 LONG_PLAN = dataclasses.replace(FAST_PLAN, name="long", min_seconds=60.0, max_seconds=60.0)
@@ -349,30 +350,11 @@ def test_follow_says_that_it_is_alive(agent: AgentProcess, bundle: TinyBundle) -
 # ---- golden outputs -------------------------------------------------------------------------------------------------
 
 
-def swapped_channels(document: dict[str, Any]) -> None:
-    p = document["preprocessing"]
-    p["mean"], p["std"] = p["mean"][::-1], p["std"][::-1]
-
-
-def wrong_mean(document: dict[str, Any]) -> None:
-    document["preprocessing"]["mean"] = [0.485, 0.456, 0.406]
-
-
-def wrong_std(document: dict[str, Any]) -> None:
-    document["preprocessing"]["std"] = [0.5, 0.5, 0.5]
-
-
 def transposed(document: dict[str, Any]) -> None:
     document["artifacts"][0]["input"]["layout"] = "NHWC"
 
 
-FAULTS: dict[str, dict[str, Any]] = {
-    "channels swapped": {"change": swapped_channels},
-    "wrong mean": {"change": wrong_mean},
-    "wrong std": {"change": wrong_std},
-    "a zeroed layer": {"onnx_model": tiny_onnx(zeroed=True)},
-    "other weights": {"onnx_model": tiny_onnx(seed=5)},
-}
+FAULTS = {**GOLDEN_FAULTS, "other weights": {"onnx_model": tiny_onnx(seed=5)}}
 
 
 @pytest.mark.parametrize("name", FAULTS)

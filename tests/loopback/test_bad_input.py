@@ -20,6 +20,7 @@ from device_agents import wire
 from edgevit import places, signing
 from edgevit.cli import run_cli
 from tests.support.agent_bundle import AgentProcess, Signer, make_bundle, make_job, make_signer, tiny_onnx
+from tests.support.golden_faults import GOLDEN_FAULTS
 
 
 @dataclass(frozen=True)
@@ -275,30 +276,9 @@ def test_a_damaged_or_newer_store_is_refused_and_nothing_that_waits_is_lost(
 # ---- golden faults --------------------------------------------------------------------------------------------------
 
 
-def swapped_channels(document: dict[str, Any]) -> None:
-    p = document["preprocessing"]
-    p["mean"], p["std"] = p["mean"][::-1], p["std"][::-1]
-
-
-def wrong_mean(document: dict[str, Any]) -> None:
-    document["preprocessing"]["mean"] = [0.485, 0.456, 0.406]
-
-
-def wrong_std(document: dict[str, Any]) -> None:
-    document["preprocessing"]["std"] = [0.5, 0.5, 0.5]
-
-
-FAULTS: dict[str, dict[str, Any]] = {
-    "channels swapped": {"change": swapped_channels},
-    "wrong mean": {"change": wrong_mean},
-    "wrong std": {"change": wrong_std},
-    "a zeroed layer": {"onnx_model": tiny_onnx(zeroed=True)},
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", GOLDEN_FAULTS)
 def test_wrong_outputs_are_a_failed_row_and_never_a_number(name: str, cli: Cli, signer: Signer, tmp_path: Path) -> None:
-    bad = make_bundle(signer, **FAULTS[name]).write(tmp_path / "bad")
+    bad = make_bundle(signer, **GOLDEN_FAULTS[name]).write(tmp_path / "bad")
     said = cli("bench", bad, "local", "--plan", "quick", "--json")
     assert said.code == 1, said.err
     (row,) = json.loads(said.out)["rows"]
