@@ -28,7 +28,7 @@ OnMessage = Callable[[Message], None]
 
 
 class Conversation:
-    """One command's lines. :meth:`run` returns its value, or None where the launcher found no agent to start."""
+    """One command's lines, from its request to its result."""
 
     def __init__(self, name: str, command: str, channel: Channel, on_message: OnMessage | None, limit: int) -> None:
         self._name, self._command = name, command
@@ -38,6 +38,11 @@ class Conversation:
         self._raw = b""
 
     def run(self, send: Callable[[Channel, Conversation], None]) -> Message | None:
+        """The command's value; None where the launcher found no agent to start. ``send`` writes the request, and may read.
+
+        Raises what the device refuses (:func:`edgevit.fleet.refusals.map_refusal`), NotProvisioned without a Python that could
+        start it, LostLink, and DeviceError where the agent does not speak as one does.
+        """
         lost: LostLink | None = None
         last: Message | None = None
         try:

@@ -93,7 +93,7 @@ class Upload:
             need = conversation.read_until("need")
             if need is None:
                 return
-            last = self._agent._field(need, "last", bool)
+            last = self._agent.field(need, "last", bool)
             # The chunk index, which the device asks for first, is not worth a line of its own.
             self._send_wanted(channel, self._check_need(need), self._progress if last else Quiet())
         channel.close_input()
@@ -121,11 +121,11 @@ class Upload:
         """Only these files are ever sent, whatever the device asks for, and no byte of them twice in one answer."""
         known = {blob.sha256: blob for blob in self._files}
         wanted = []
-        for entry in self._agent._field(need, "blobs", list):
+        for entry in self._agent.field(need, "blobs", list):
             blob = known.pop(str(entry.get("sha256")), None) if isinstance(entry, dict) else None
             ranges = None if blob is None else _parse_ranges(entry, blob.size)
             if blob is None or ranges is None:
-                raise self._agent._defect(f"it asked for {str(entry)[:200]}, which is none of what is to be sent")
+                raise self._agent.defect(f"it asked for {str(entry)[:200]}, which is none of what is to be sent")
             wanted.append((blob, ranges))
         return wanted
 
