@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.page import FIRST, fill
 from edgevit.results.store import Store
-from tests.support.postgres import Postgres, find_postgres
+from tests.support.postgres import running_postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 100
@@ -74,15 +74,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             measure("SQLite", f"sqlite:///{folder}/results.sqlite", given.runs)
     if given.only != "sqlite":
-        programs = find_postgres()
-        if programs is None:
-            sys.exit("no PostgreSQL server here: sudo apt install postgresql")
-        server = Postgres(programs)
-        try:
-            server.start()
+        with running_postgres() as server:
             measure("PostgreSQL", server.new_database(), given.runs)
-        finally:
-            server.close()
 
 
 if __name__ == "__main__":
