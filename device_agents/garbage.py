@@ -15,7 +15,8 @@ from device_agents.activate import read_active
 from device_agents.console import Console
 from device_agents.errors import Refused
 from device_agents.intake import locked_blobs
-from device_agents.store import SHA256, Store
+from device_agents.root import SHA256
+from device_agents.store import Store
 from device_agents.verify import parse_manifest
 
 OLD_PART_S = 7 * 86_400.0
