@@ -1,4 +1,4 @@
-"""An SSH connection before anyone logs in: which algorithms it speaks, and when a peer that fell silent is given up.
+"""An SSH connection: which algorithms it speaks, and when a peer that fell silent is given up.
 
 TCP_USER_TIMEOUT on the socket (:mod:`edgevit.transport.sockets`) finds a peer that is gone; the keep-alive deadline here also
 finds one behind a jump host, where the "socket" is a channel.
@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import paramiko
 from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_GLOBAL_REQUEST
@@ -71,8 +71,8 @@ class Connection(paramiko.Transport):
     def __init__(self, sock: Any, settings: SshSettings, key_types: Sequence[str]) -> None:
         super().__init__(sock, packetizer_class=HeardPacketizer)
         self.gave_up = ""
-        packetizer: Any = self.packetizer
-        packetizer.quick_ack = quick_ack_of(sock)
+        self._packets = cast(HeardPacketizer, self.packetizer)
+        self._packets.quick_ack = quick_ack_of(sock)
         self._watch_end = threading.Event()
         self._key_types = tuple(key_types)
         options = self.get_security_options()
@@ -92,9 +92,8 @@ class Connection(paramiko.Transport):
     def watch(self, interval: float | None) -> None:
         """Ask for a sign of life in every quiet ``interval`` (s; None: ours); close once nothing came for the deadline."""
         interval = interval or ALIVE_INTERVAL_S
-        packetizer: Any = self.packetizer
-        packetizer.last_heard = time.monotonic()
-        packetizer.set_keepalive(interval, self._ask_alive)
+        self._packets.last_heard = time.monotonic()
+        self._packets.set_keepalive(interval, self._ask_alive)
         deadline = max(ALIVE_DEADLINE_S, 3 * interval)
         threading.Thread(target=self._watch, args=(deadline,), daemon=True, name="edgevit-ssh-watch").start()
 
@@ -103,8 +102,7 @@ class Connection(paramiko.Transport):
         told = self.gave_up or str(self.saved_exception or "")
         if told:
             return told
-        packetizer: Any = self.packetizer
-        silent = time.monotonic() - packetizer.last_heard
+        silent = time.monotonic() - self._packets.last_heard
         return "the connection was closed" + (f", {silent:.0f} s after the last word" if silent > 1 else "")
 
     def _ask_alive(self) -> None:
@@ -117,9 +115,8 @@ class Connection(paramiko.Transport):
         self._send_user_message(message)  # type: ignore[attr-defined]
 
     def _watch(self, deadline: float) -> None:
-        packetizer: Any = self.packetizer
         while not self._watch_end.wait(1.0) and self.is_active():
-            silent = time.monotonic() - packetizer.last_heard
+            silent = time.monotonic() - self._packets.last_heard
             if silent > deadline:
                 self.gave_up = f"nothing was heard for {silent:.0f} s"
                 self.close()
