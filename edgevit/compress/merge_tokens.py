@@ -1,10 +1,13 @@
 """The merge_tokens step: tokens that look alike become one on the way through a Vision Transformer, with no training.
 
 Bolya et al., "Token Merging: Your ViT But Faster" (ICLR 2023): tokens are split in two by turns, each of the first finds the
-one of the second whose attention key is most alike, and the most alike pairs merge into their mean, weighted by how many
-patches each stands for; attention and a mean over tokens count a merged token as often. Here every shape is static and the
-choice is carried out by products with one-hot matrices, so that both exporters write it with plain kernels: no scatter, no
-sort of indices.
+one of the second whose attention keys are most alike, and the most alike pairs merge; attention counts a merged token by the
+patches it stands for, and so does a mean over tokens. Here, beyond the paper, what the answer looks at is spared: the
+attention that the class token pays to a token holds it back from merging, and weighs it in what it merges into. Both come
+with the block's own attention, so no image is needed beforehand.
+
+Every shape is static and the choice is carried out by products with one-hot matrices, so that both exporters write it with
+plain kernels: no scatter, no sort of indices.
 """
 
 from __future__ import annotations
@@ -31,6 +34,12 @@ AT = (0.27, 0.45, 0.64)
 """Where ``ratio`` merges, as shares of the depth: rarely, since every merge interrupts a runtime's fast path, and not before
 tokens know their surroundings. Among the least damaging of 31 schedules of a third fewer MACs of DeiT-Tiny, by KL on training
 images."""
+
+
+PATCH = 0.2
+"""A token weighs as much as it is looked at, × the mean, and so much more for each patch it stands for. A pair costs what its
+keys differ by × the root of the weight of the one that goes, and merges into its weighted mean. Chosen by KL on training images
+of DeiT-Tiny; docs/study.md has what else was tried."""
 
 
 class MergeTokensConfig(StepConfig):
@@ -88,8 +97,16 @@ def applies_to(module: torch.nn.Module) -> str:
 
 
 def is_merging(block: Any) -> bool:
-    """Whether ``block`` is one of those that :func:`restructure` made: called with tokens, sizes, count and prefix."""
+    """Whether ``block`` is one of those that :func:`restructure` made: called with tokens, sizes, count and layout."""
     return isinstance(block, _classes()[1])
+
+
+def tokens_read(module: Any) -> int:
+    """How many of its first tokens a Vision Transformer's answer is read from; 0 for all of its tokens."""
+    if module.global_pool != "token":
+        return 0
+    # The distilled models read their first two tokens; behind any others nothing is read but the first.
+    return int(module.num_prefix_tokens) if hasattr(module, "head_dist") else 1
 
 
 def restructure(module: Any, plan: Json) -> torch.nn.Module:
@@ -99,7 +116,8 @@ def restructure(module: Any, plan: Json) -> torch.nn.Module:
     for block in list(module.blocks)[min(schedule) :]:
         # Their own classes, called as modules: exporters name a layer by the modules it was called through.
         block.__class__, block.attn.__class__ = block_class, attention_class
-    module.blocks = blocks_class(list(module.blocks), schedule, module.num_prefix_tokens, sizes)
+    layout = _Layout(module.num_prefix_tokens, tokens_read(module))
+    module.blocks = blocks_class(list(module.blocks), schedule, layout, sizes)
     if module.global_pool == "avg":
         # timm calls what stands here with the tokens that it would have averaged.
         module.attn_pool = mean_class(sizes, 0 if module.pool_include_prefix else module.num_prefix_tokens)
@@ -201,7 +219,7 @@ class BlockCost:
         count, second = before - after, (before - prefix) // 2
         first = before - prefix - second
         choice = first * second * (self.key + count)
-        return plain + choice + (first * first + second * count) * (self.width + 1)
+        return plain + choice + (first * first + second * count) * (self.width + 2)
 
 
 def block_costs(module: Any) -> list[BlockCost]:
@@ -212,8 +230,8 @@ def block_costs(module: Any) -> list[BlockCost]:
         return sum(m.weight.numel() for m in part.modules() if isinstance(m, torch.nn.Linear))
 
     return [
-        BlockCost(linear(b.attn), 2 * b.attn.num_heads * b.attn.head_dim, linear(b.mlp), module.embed_dim, b.attn.head_dim)
-        for b in module.blocks
+        BlockCost(linear(b.attn), 2 * width, linear(b.mlp), module.embed_dim, width)
+        for b, width in ((b, b.attn.num_heads * b.attn.head_dim) for b in module.blocks)
     ]
 
 
@@ -242,29 +260,39 @@ def fit_schedule(saving: int, costs: Sequence[BlockCost], tokens: int, prefix: i
 
 
 def merge(
-    x: torch.Tensor, metric: torch.Tensor, sizes: torch.Tensor | None, count: int, prefix: int
+    x: torch.Tensor, metric: torch.Tensor, attention: torch.Tensor, sizes: torch.Tensor | None, count: int, prefix: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, N, C) tokens and their sizes (B, N, 1) → (B, N − count, C) and (B, N − count, 1), by bipartite soft matching.
 
-    ``metric`` (B, N, D) says which tokens are alike; ``sizes`` None counts every token once. The first ``prefix`` tokens are
-    left alone. Token order changes: positions were added long before.
+    ``metric`` (B, N, D) says which tokens are alike, ``attention`` (B, N, 1) how much each is looked at; ``sizes`` None counts
+    every token once. The first ``prefix`` tokens are left alone. Token order changes: positions were added long before.
     """
     import torch
 
     if sizes is None:
         sizes = torch.ones_like(x[:, :, :1])
+    patches, attention = sizes[:, prefix:], attention[:, prefix:]
+    weights = attention / attention.mean(1, keepdim=True) + PATCH * patches
+    width = x.shape[-1]
+    # Side by side, so that the choice is carried out once for all of them.
+    first, second = _alternate(torch.cat([x[:, prefix:] * weights, weights, patches], -1))
     ours, theirs = _alternate(torch.nn.functional.normalize(metric[:, prefix:], dim=-1))
     best, partner = (ours @ theirs.transpose(1, 2)).max(-1)
+    gain = (best - 1) * first[:, :, width].sqrt()
     half, other = ours.shape[1], theirs.shape[1]
-    order = _one_hot(best.topk(half, dim=1).indices, half, x.dtype)
+    order = _one_hot(gain.topk(half, dim=1).indices, half, x.dtype)
     going, staying = order[:, :count], order[:, count:]
     target = (going @ _one_hot(partner, other, x.dtype)).transpose(1, 2)
-    weighted = x * sizes
-    merged = []
-    for values in (weighted, sizes):
-        first, second = _alternate(values[:, prefix:])
-        merged.append(torch.cat([values[:, :prefix], staying @ first, second + target @ (going @ first)], 1))
-    return merged[0] / merged[1], merged[1]
+    merged = torch.cat([staying @ first, second + target @ (going @ first)], 1)
+    tokens, counted = merged[:, :, :width] / merged[:, :, width : width + 1], merged[:, :, width + 1 :]
+    return torch.cat([x[:, :prefix], tokens], 1), torch.cat([sizes[:, :prefix], counted], 1)
+
+
+def attention_paid(shares: torch.Tensor, read: int, batch: int) -> torch.Tensor:
+    """(B, N, 1): how much each token is looked at by the first ``read`` tokens (0: by all), the mean over them and the heads.
+    ``shares`` as of :func:`~edgevit.compress.attend.attend`."""
+    rows = shares[..., :read, :] if read else shares
+    return rows.flatten(-3, -2).mean(-2).reshape(batch, -1, 1)
 
 
 def _alternate(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -285,6 +313,14 @@ def _one_hot(indices: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.T
     import torch
 
     return (indices.unsqueeze(-1) == torch.arange(classes, device=indices.device)).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """``prefix`` tokens stand before those that may merge; the answer is read from the first ``read``, 0 for all."""
+
+    prefix: int
+    read: int
 
 
 @dataclass
@@ -315,9 +351,9 @@ def _classes() -> tuple[Any, Any, Any, Any]:
     class MergingBlocks(torch.nn.Sequential):  # type: ignore[misc]
         """timm Blocks of which some merge tokens between attention and MLP; sizes of tokens go along."""
 
-        def __init__(self, blocks: Sequence[Any], schedule: Mapping[int, int], prefix: int, sizes: _Sizes) -> None:
+        def __init__(self, blocks: Sequence[Any], schedule: Mapping[int, int], layout: _Layout, sizes: _Sizes) -> None:
             super().__init__(*blocks)
-            self.schedule, self.prefix, self.sizes = dict(schedule), prefix, sizes
+            self.schedule, self.layout, self.sizes = dict(schedule), layout, sizes
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             sizes: torch.Tensor | None = None
@@ -325,24 +361,25 @@ def _classes() -> tuple[Any, Any, Any, Any]:
                 if i < min(self.schedule):
                     x = block(x)
                 else:
-                    x, sizes = block(x, sizes, self.schedule.get(i, 0), self.prefix)
+                    x, sizes = block(x, sizes, self.schedule.get(i, 0), self.layout)
             self.sizes.last = sizes
             return x
 
     class MergingBlock(Block):  # type: ignore[misc]
         """timm's Block on tokens with sizes, of which ``count`` merge between attention and MLP."""
 
-        def forward(self, x: torch.Tensor, sizes: torch.Tensor | None, count: int, prefix: int) -> Any:
-            mixed, keys = self.attn(self.norm1(x), sizes)
+        def forward(self, x: torch.Tensor, sizes: torch.Tensor | None, count: int, layout: _Layout) -> Any:
+            mixed, keys, shares = self.attn(self.norm1(x), sizes)
             x = x + self.drop_path1(self.ls1(mixed))
             if count:
-                x, sizes = merge(x, keys, sizes, count, prefix)
+                paid = attention_paid(shares, layout.read, len(x))
+                x, sizes = merge(x, keys, paid, sizes, count, layout.prefix)
             return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes
 
     class MergingAttention(Attention):  # type: ignore[misc]
-        """timm's Attention on tokens with sizes; gives the keys as well."""
+        """timm's Attention on tokens with sizes; gives keys and shares as well."""
 
-        def forward(self, x: torch.Tensor, sizes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(self, x: torch.Tensor, sizes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             return attend(self, x, sizes)
 
     class SizedMean(torch.nn.Module):  # type: ignore[misc]

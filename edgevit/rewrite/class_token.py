@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevit.compress.attend import mix
 from edgevit.compress.blocks import is_attention
-from edgevit.compress.merge_tokens import is_merging
+from edgevit.compress.merge_tokens import is_merging, tokens_read
 from edgevit.rewrite import Applied, Subject
 from edgevit.torchsetup import import_timm
 
@@ -38,9 +38,7 @@ def rewrite(subject: Subject) -> Applied | str:
     if merging and getattr(module.blocks, "schedule", {}).get(len(module.blocks) - 1):
         return "the last block merges tokens"
     made: Any = copy.deepcopy(module)
-    # The distilled models read their first two tokens; behind any others nothing is read but the first.
-    kept = module.num_prefix_tokens if hasattr(module, "head_dist") else 1
-    made.blocks[-1] = _last_block()(made.blocks[-1], kept, merging)
+    made.blocks[-1] = _last_block()(made.blocks[-1], tokens_read(module), merging)
     return Applied(made.eval(), 1)
 
 
@@ -74,13 +72,13 @@ def _last_block() -> Any:
                     self.q.bias.detach().mul_(self.scale)
                 self.scale = 1.0
 
-        def forward(self, x: torch.Tensor, sizes: torch.Tensor | None = None, count: int = 0, prefix: int = 0) -> Any:
+        def forward(self, x: torch.Tensor, sizes: torch.Tensor | None = None, count: int = 0, layout: Any = None) -> Any:
             batch, tokens, _ = x.shape
             normed = self.norm1(x)
             q = self.q(normed[:, : self.kept]).reshape(batch, self.kept, self.heads, self.width).transpose(1, 2)
             kv = self.kv(normed).reshape(batch, tokens, 2 * self.heads, self.width).transpose(1, 2)
             k, v = kv[:, : self.heads], kv[:, self.heads :]
-            mixed = mix(self.q_norm(q), self.k_norm(k), v, self.scale, sizes)
+            mixed, _ = mix(self.q_norm(q), self.k_norm(k), v, self.scale, sizes)
             mixed = mixed.transpose(1, 2).reshape(batch, self.kept, self.heads * self.width)
             x = x[:, : self.kept] + self.ls1(self.proj(self.norm(mixed)))
             x = x + self.ls2(self.mlp(self.norm2(x)))

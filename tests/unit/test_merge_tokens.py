@@ -15,13 +15,17 @@ from pydantic import ValidationError
 
 from device_agents.wire import Preprocessing
 from edgevit.compress import CalibrationData, Compressed, StepContext, TrainingData, apply_step, restructure
+from edgevit.compress.attend import attend
 from edgevit.compress.merge_tokens import (
+    PATCH,
     MergeTokensConfig,
     applies_to,
+    attention_paid,
     block_costs,
     block_macs,
     merge,
     token_counts,
+    tokens_read,
 )
 from edgevit.digits import SIZE, digits_vit
 from edgevit.errors import BuildError
@@ -55,7 +59,8 @@ def test_sizes_always_add_up_and_the_weighted_sum_stays(batch: int, tokens: int,
     count = data.draw(st.integers(0, (tokens - prefix) // 2))
     x, metric = random(batch, tokens, 8, seed=tokens), random(batch, tokens, 4, seed=count)
     sizes = random(batch, tokens, 1, seed=7).abs() + 1
-    merged, left = merge(x, metric, sizes, count, prefix)
+    # Looked at as much as its size says, a token counts in a merge by its size.
+    merged, left = merge(x, metric, sizes, sizes, count, prefix)
     assert merged.shape == (batch, tokens - count, 8)
     assert left.shape == (batch, tokens - count, 1)
     assert torch.allclose(left.sum(1), sizes.sum(1), rtol=1e-5)
@@ -67,7 +72,7 @@ def test_sizes_always_add_up_and_the_weighted_sum_stays(batch: int, tokens: int,
 def test_merging_nothing_keeps_every_token() -> None:
     torch = import_torch()
     x = random(2, 9, 4)
-    merged, sizes = merge(x, x, None, 0, 1)
+    merged, sizes = merge(x, x, torch.ones(2, 9, 1), None, 0, 1)
     assert torch.equal(sizes, torch.ones(2, 9, 1))
     assert torch.allclose(merged.sort(1).values, x.sort(1).values)
 
@@ -76,10 +81,65 @@ def test_the_most_alike_pairs_are_the_ones_that_merge() -> None:
     torch = import_torch()
     x = torch.eye(8)[None, :, :]
     x[0, 5] = x[0, 2]
-    merged, sizes = merge(x, x, None, 1, 0)
+    merged, sizes = merge(x, x, torch.ones(1, 8, 1), None, 1, 0)
     assert sizes.flatten().tolist().count(2.0) == 1
     place = int(sizes[0, :, 0].argmax())
     assert torch.equal(merged[0, place], x[0, 2])
+
+
+def test_of_two_pairs_as_alike_the_one_that_is_looked_at_less_merges() -> None:
+    torch = import_torch()
+    x = torch.eye(8)[None].clone()
+    for first, second in ((0, 1), (4, 5)):
+        x[0, first] = x[0, second] = torch.eye(8)[second]
+        x[0, first, 7] = 0.1
+    for spared, gone in ((0, 5), (4, 1)):
+        attention = torch.ones(1, 8, 1)
+        attention[0, spared] = 4.0
+        _, sizes = merge(x, x, attention, None, 1, 0)
+        merged, _ = merge(x, x, attention, None, 1, 0)
+        place = int(sizes[0, :, 0].argmax())
+        assert float(merged[0, place, gone]) == pytest.approx(1.0)
+
+
+def test_what_is_looked_at_more_counts_more_in_a_merge() -> None:
+    torch = import_torch()
+    x = torch.tensor([[[1.0, 0.0], [3.0, 0.0]]])
+    attention = torch.tensor([[[0.5], [1.5]]])
+    merged, sizes = merge(x, x, attention, None, 1, 0)
+    assert sizes.tolist() == [[[2.0]]]
+    # Attention over its mean, and what one patch weighs.
+    weights = (0.5 + PATCH, 1.5 + PATCH)
+    assert torch.allclose(merged, torch.tensor([[[(weights[0] + 3 * weights[1]) / sum(weights), 0.0]]]))
+
+
+def test_tokens_are_weighed_by_what_the_answer_is_read_from() -> None:
+    torch = import_torch()
+    shares = random(3, 5, 5, seed=1).softmax(-1)
+    assert torch.allclose(attention_paid(shares, 1, 1)[0, :, 0], shares[:, 0].mean(0))
+    assert torch.allclose(attention_paid(shares, 0, 1)[0, :, 0], shares.mean((0, 1)))
+    batched = torch.stack([shares, shares.flip(-1)])
+    assert torch.allclose(attention_paid(batched, 2, 2)[1, :, 0], shares.flip(-1)[:, :2].mean((0, 1)))
+    assert [tokens_read(digits_vit(global_pool=pool)) for pool in ("token", "avg")] == [1, 0]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_keys_of_all_heads_and_shares_come_with_the_attention(batch: int, qk_norm: bool) -> None:
+    torch = import_torch()
+    import_timm()
+    from timm.layers.attention import Attention
+
+    layer = Attention(12, num_heads=3, qkv_bias=True, qk_norm=qk_norm, norm_layer=torch.nn.LayerNorm).eval()
+    x = random(batch, 5, 12)
+    with torch.no_grad():
+        mixed, keys, shares = attend(layer, x)
+        q, k, _ = layer.qkv(x).reshape(batch, 5, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        k = layer.k_norm(k)
+        wanted = (layer.q_norm(q) * layer.scale @ k.transpose(-1, -2)).softmax(-1)
+        assert torch.allclose(mixed, layer(x), atol=1e-6)
+    assert torch.allclose(keys, k.transpose(1, 2).reshape(batch, 5, 12), atol=1e-6)
+    assert torch.allclose(shares.reshape(wanted.shape), wanted, atol=1e-6)
 
 
 class TwoAlike:
@@ -103,8 +163,9 @@ class TwoAlike:
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
-def test_twins_merge_without_a_trace(pool: str) -> None:
+def test_twins_merge_without_a_trace_where_keys_count_in_full(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = import_torch()
+    monkeypatch.setattr("edgevit.compress.attend.COUNTED", 1.0)
     model = TwoAlike.model(pool)
     merged = stepped(copy.deepcopy(model), merge={0: 8}).module
     x = TwoAlike.images()
