@@ -93,7 +93,7 @@ def study(
         root = output or cache.root / "studies" / whole.digest[:16]
         with open_engine(engine_name, jobs) as engine:
             results = build_grid(whole, profiles, root, key, engine, cache, progress, say_not_applicable)
-        measuring = Measuring(whole, results, boards, root, key, store, progress, again)
+        measuring = Measuring(whole, results, boards, root, key, store, progress, again, keep=output is not None)
         code = measuring.run()
         rows = measuring.rows()
         if output is None:
@@ -135,7 +135,8 @@ def say_not_applicable(cells: Sequence[Cell]) -> None:
 
 
 class Measuring:
-    """One study's way through its targets, and what came of it. ``taken`` names the cells measured now, by target."""
+    """One study's way through its targets, and what came of it. ``keep``: bundles stay on the targets. ``taken`` names the
+    cells measured now, by target."""
 
     def __init__(
         self,
@@ -147,11 +148,13 @@ class Measuring:
         store: Store,
         progress: Progress,
         again: bool,
+        *,
+        keep: bool,
     ) -> None:
         from edgevit.plans import PLANS
 
         self.study, self.results, self.boards, self.root, self.key = study, results, boards, root, key
-        self.store, self.progress, self.again = store, progress, again
+        self.store, self.progress, self.again, self.keep = store, progress, again, keep
         self.plan = PLANS[study.plan]
         self.taken: dict[str, list[str]] = {}
         self.left_out: dict[tuple[str, str], str] = {}
@@ -165,6 +168,10 @@ class Measuring:
         done, code = each_target(wanting, self._work, sign_key=self.key)
         reached = {name for name, _ in done}
         self.failed = {name: "the target failed or was not reached" for name in wanting if name not in reached}
+        if reached and not self.keep:
+            # A connection of its own: the one that measured may have been lost and made anew on the way.
+            _, later = each_target(sorted(reached), self._discard, sign_key=self.key)
+            code = max(code, later)
         return code
 
     def rows(self) -> list[Row]:
@@ -222,6 +229,9 @@ class Measuring:
         missing = list(self.results) if self.again else self._missing(name)
         for title in dict.fromkeys(r.cell.model.title for r in missing):
             self._measure_model(session, title, [r for r in missing if r.cell.model.title == title])
+
+    def _discard(self, session: Session) -> None:
+        session.agent.uninstall([r.known.digest for r in self.results if r.known is not None])
 
     def _measure_model(self, session: Session, title: str, missing: Sequence[CellResult]) -> None:
         from edgevit.variants import list_variants

@@ -15,6 +15,7 @@ import pytest
 from edgevit.cache import Cache
 from edgevit.cli import run_cli
 from edgevit.results.store import open_store
+from tests.support.local import installed_locally
 from tests.support.processes import is_alive
 from tests.support.waiting import wait_for
 
@@ -81,6 +82,7 @@ def test_a_study_from_nothing_to_nothing_left_to_do(
     assert rows["fp32"]["difference"] == 0 and rows["fp32"]["agreement"] == 1
     assert rows["int8-dynamic"]["file_mb"] < rows["fp32"]["file_mb"] and rows["int8-dynamic"]["agreement"] > 0.5
     assert sorted(first["built"]) == ["tiny fp32 onnx", "tiny int8-dynamic onnx"] and os.getpid() not in first["processes"]
+    assert installed_locally() == [], "bundles that are kept nowhere else are left on the target"
 
     # Unchanged but for the cell that can never be: nothing is built, nothing is measured.
     path.write_text(path.read_text().replace(BROKEN.format(), ""))
@@ -100,6 +102,7 @@ def test_a_study_from_nothing_to_nothing_left_to_do(
     if without_doubt(first["rows"]):
         assert "tiny int8-dynamic onnx" not in third["measured"]["local"]
     assert run_cli(["verify", str(tmp_path / "kept" / "tiny" / "fp16-onnx")]) == 0
+    assert len(installed_locally()) >= 2, "-o keeps on the target what was sent to it"
     assert "| fp16 |" in (tmp_path / "t.md").read_text() and "fp16" in (tmp_path / "t.csv").read_text()
 
     # --again measures all of it once more and builds none of it.

@@ -14,11 +14,9 @@ import pytest
 
 from edgevit.bundle import open_bundle
 from edgevit.cli import run_cli
-from edgevit.fleet.connect import connect
-from edgevit.fleet.inventory import local_target
 from edgevit.recipe import load_recipe
 from edgevit.results.store import open_store
-from edgevit.transport.prompts import NoPrompts
+from tests.support.local import installed_locally
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ["tests.support.models:tiny_vit", "--random-weights"]
@@ -39,12 +37,6 @@ def counted() -> int:
         return len(store.runs())
 
 
-def bundles_there() -> list[str]:
-    """What is installed on the local target."""
-    with connect(local_target(), NoPrompts()) as agent:
-        return [installed.bundle for installed in agent.probe().bundles]
-
-
 def test_a_winner_is_found_kept_and_rebuilt_to_the_same_digest_and_nothing_is_done_twice(
     home: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +49,7 @@ def test_a_winner_is_found_kept_and_rebuilt_to_the_same_digest_and_nothing_is_do
     with open_store() as store:
         assert {r.job.run_id for r in store.runs()} >= set(won["figures"]["runs"]), "the evidence is not in the store"
     assert won["figures"]["top1"] is not None, "top-1 was not counted on the target"
-    assert bundles_there() == [], "candidates are left on the target"
+    assert installed_locally() == [], "candidates are left on the target"
 
     # Its recipe builds, by the ordinary command, the very same bundle.
     kept = open_bundle(out / "local" / "bundle", None)
@@ -109,10 +101,10 @@ def test_a_search_killed_while_it_measures_goes_on_and_measures_nothing_twice(
         seen += line
     process.send_signal(signal.SIGKILL)
     process.wait(60)
-    assert bundles_there(), "it was killed before it shipped anything"
+    assert installed_locally(), "it was killed before it shipped anything"
     code, got, said = tune(capsys, images, *words)
     assert code == 0 and len(got["candidates"]) == 2, said
-    assert bundles_there() == [], "candidates are left on the target"
+    assert installed_locally() == [], "candidates are left on the target"
     with open_store() as store:
         runs = [r for r in store.runs() if r.job.plan.name == "tune"]
     # Only the baseline, which every job has for comparison, was measured in more than one job.
