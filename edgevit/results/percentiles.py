@@ -52,7 +52,7 @@ def early_stopping_percentile(ordered: Sequence[int], q: float, confidence: floa
 
 
 def median_interval(series: Sequence[Sequence[int]], confidence: float = CONFIDENCE_OF_MEDIAN) -> tuple[int, int] | None:
-    """Where the median of all ``series`` lies with ``confidence``, by order statistics; None where there are too few samples."""
+    """Where the median of all ``series`` lies with ``confidence``, by order statistics; None of too few samples."""
     ordered = sorted(ns for one in series for ns in one)
     n = len(ordered)
     if n == 0 or 2.0 * 0.5**n > 1.0 - confidence:
