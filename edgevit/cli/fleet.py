@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgevit.fleet.audit import Entry
     from edgevit.fleet.check import Checked
     from edgevit.fleet.inventory import Target
-    from edgevit.fleet.status import Standing
+    from edgevit.fleet.status import TargetStatus
 
 targets_argument = click.argument("targets", nargs=-1, metavar="[TARGET...]")
 timeout_option = click.option(
@@ -116,17 +116,17 @@ def status(targets: Sequence[str], limit_s: float, at_once: int, as_json: bool) 
             device=lambda name: device_of(chosen[name]),
         )
         progress.finish("fleet", f"asked {count_targets(chosen)}")
-        found: dict[str, Standing] = {}
+        found: dict[str, TargetStatus] = {}
         for name, facts in answered:
             found[name] = from_device(name, facts, store.last_run(name), now())
         for name, error in failed:
             found[name] = from_here(name, error, log.entries, store.last_run(name))
-    standings = [found[name] for name in chosen]
+    statuses = [found[name] for name in chosen]
     code = exit_code_of(error for _, error in failed)
     if as_json:
-        emit_json("fleet-status", {"exit_code": code, "targets": json_status(standings)})
+        emit_json("fleet-status", {"exit_code": code, "targets": json_status(statuses)})
     else:
-        out().print(render_status(standings))
+        out().print(render_status(statuses))
     return code
 
 

@@ -157,7 +157,7 @@ class _Wave:
             )
             course.shipped.update(shipped)
             members = [self._not_shipped(name, error) for name, error in failed]
-            if any(m.standing == "gate failed" for m in members):
+            if any(m.end == "gate failed" for m in members):
                 members += [Member(name, "passed") for name, _ in shipped]  # the wave goes back whatever they would show
             else:
                 members += self._judge(dict(shipped))

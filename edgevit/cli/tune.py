@@ -255,9 +255,9 @@ def make_space(
 def say_front(target: str, candidate: Candidate, figures: Any) -> None:
     """A new member of the front, as it is found."""
     from edgevit.report.tune_view import one_line
-    from edgevit.tune.answer import Standing
+    from edgevit.tune.answer import Rated
 
-    say(f"{target}: on the front: {one_line(Standing(candidate, figures, False, ()))}")
+    say(f"{target}: on the front: {one_line(Rated(candidate, figures, False, ()))}")
 
 
 def finish(search: Search, names: Sequence[str], output: Path | None, as_json: bool) -> int:

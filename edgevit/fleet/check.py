@@ -23,13 +23,13 @@ from edgevit.errors import (
 from edgevit.fleet.agent import Agent
 from edgevit.fleet.connect import connect
 from edgevit.fleet.conversation import END_S, SILENCE_S, check_start
+from edgevit.fleet.inventory import Target, pin_of
 from edgevit.profile import Finding, check_target_profile, load_profile, propose_profile
 from edgevit.schedule import AT_ONCE, device_of, over_targets
 from edgevit.transport.prompts import Prompts, TerminalPrompts
 
 if TYPE_CHECKING:
     from device_agents.wire import DaemonStatus, Facts
-    from edgevit.fleet.inventory import Target
 
 LOW_DISK_MB = 500
 SKEW_S = 2.0
@@ -309,7 +309,7 @@ def judge_pin(target: Target, facts: Facts) -> list[Finding]:
     """A warning where something else is active than the fleet file pins the target to."""
     if target.pin is None or facts.active is None:
         return []
-    active = f"{facts.active.bundle_name}@{facts.active.bundle_version}"
+    active = pin_of(facts.active.bundle_name, facts.active.bundle_version)
     if active == target.pin:
         return []
     message = f"{active} is active, the fleet file pins it to {target.pin}"

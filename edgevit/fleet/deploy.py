@@ -5,19 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from device_agents import wire
 from edgevit.bundle import Bundle
 from edgevit.errors import Pinned, UsageError
 from edgevit.fleet.agent import Agent, Freed, Have
+from edgevit.fleet.inventory import Target, pin_of
 from edgevit.fleet.refusals import map_refusal
 from edgevit.profile import Profile
 from edgevit.progress import Progress
 from edgevit.variants import list_variants, require_runnable
-
-if TYPE_CHECKING:
-    from edgevit.fleet.inventory import Target
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ def plan_deploy(
 
 def check_pin(target: Target, manifest: wire.Manifest) -> None:
     """Raises :class:`Pinned` where the fleet file pins the target to another bundle or version than this."""
-    name = f"{manifest.name}@{manifest.version}"
+    name = pin_of(manifest.name, manifest.version)
     if target.pin not in (None, name):
         raise Pinned(
             f"{target.name} is pinned to {target.pin} in the fleet file, got {name}",

@@ -71,6 +71,11 @@ class _Entry(BaseModel):
     pin: str | None = Field(default=None, pattern=PIN_FORM)
 
 
+def pin_of(bundle_name: str, version: int) -> str:
+    """What ``pin:`` says of a target that stays with this bundle."""
+    return f"{bundle_name}@{version}"
+
+
 class Target(_Entry):
     """One real box. ``python`` and ``root`` are what they are called there; ``jump``
     lists hops as ``ssh -J`` takes them; ``pin`` names the bundle that it stays with, as ``vit-int8@7``."""

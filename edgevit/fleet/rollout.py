@@ -76,7 +76,7 @@ def plan_waves(shares: Sequence[Share], names: Sequence[str]) -> tuple[tuple[str
     return tuple(waves)
 
 
-Standing = Literal["passed", "gate failed", "failed"]
+WaveEnd = Literal["passed", "gate failed", "failed"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Member:
     """One device after its part in a wave. ``failed``: it was unreachable or refused, and nothing there was judged."""
 
     name: str
-    standing: Standing
+    end: WaveEnd
     reason: str = ""
 
 
@@ -102,11 +102,11 @@ class Decision:
 def decide(earlier: Sequence[Member], wave: Sequence[Member], max_failed: Share, waves_left: int) -> Decision:
     """A gate that did not hold takes the whole wave back. Otherwise more failures than ``max_failed`` of all devices tried so
     far stop the roll-out, where devices are left that it would go on to."""
-    not_held = tuple(f"{m.name}: {m.reason}" for m in wave if m.standing == "gate failed")
+    not_held = tuple(f"{m.name}: {m.reason}" for m in wave if m.end == "gate failed")
     if not_held:
         return Decision("roll back", not_held)
     tried = [*earlier, *wave]
-    failed = [m for m in tried if m.standing == "failed"]
+    failed = [m for m in tried if m.end == "failed"]
     allowed = max_failed.at_most(len(tried))
     if len(failed) > allowed:
         several = f"{len(failed)} of {len(tried)} devices failed, {max_failed.text()} allows {allowed}"

@@ -39,7 +39,7 @@ class LastRun:
 
 
 @dataclass(frozen=True)
-class Standing:
+class TargetStatus:
     """One target. ``source``: where ``active`` is from; ``as_of``: when that was so, UTC. ``waiting``: runs on the device, None
     where it was not reached; ``error``: why not."""
 
@@ -53,9 +53,9 @@ class Standing:
     error: EdgevitError | None
 
 
-def from_device(target: str, facts: Facts, last: Run | None, now: str) -> Standing:
+def from_device(target: str, facts: Facts, last: Run | None, now: str) -> TargetStatus:
     """What a device that answered has. Pure."""
-    return Standing(
+    return TargetStatus(
         target=target,
         source=DEVICE,
         as_of=now,
@@ -67,7 +67,7 @@ def from_device(target: str, facts: Facts, last: Run | None, now: str) -> Standi
     )
 
 
-def from_here(target: str, error: EdgevitError, entries: Sequence[Entry], last: Run | None) -> Standing:
+def from_here(target: str, error: EdgevitError, entries: Sequence[Entry], last: Run | None) -> TargetStatus:
     """What this host knows of a device that did not answer: the newer of its own last action and of the last run's facts.
 
     A device may have been changed from elsewhere since. Pure."""
@@ -80,7 +80,7 @@ def from_here(target: str, error: EdgevitError, entries: Sequence[Entry], last: 
         changed = [e for e in entries if e.target == target and e.outcome == "done" and e.action == "unprovision"]
         if not changed or changed[-1].at < last.ended_at:
             found, source, as_of = _deployed(last.facts.active), RESULTS, last.ended_at
-    return Standing(target, source, as_of, found, None, judge_run(last), None, error)
+    return TargetStatus(target, source, as_of, found, None, judge_run(last), None, error)
 
 
 def _deployed(active: Active | None) -> Deployed | None:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from edgevit.errors import DeviceError, Pinned
 from edgevit.fleet.deploy import describe
+from edgevit.fleet.inventory import Target, pin_of
 from edgevit.fleet.operator import Operator, holding
 
 if TYPE_CHECKING:
     from device_agents.wire import Active, Facts, Variant
     from edgevit.fleet.agent import Agent
-    from edgevit.fleet.inventory import Target
 
 
 def go_back(agent: Agent, operator: Operator, undo: list[str], target: Target, *, take_over: bool, despite_pin: bool) -> Active:
@@ -29,7 +29,7 @@ def go_back(agent: Agent, operator: Operator, undo: list[str], target: Target, *
 def _keep_pin(target: Target, facts: Facts) -> None:
     if target.pin is None or facts.active is None or facts.previous is None:
         return
-    now, then = (f"{a.bundle_name}@{a.bundle_version}" for a in (facts.active, facts.previous))
+    now, then = (pin_of(a.bundle_name, a.bundle_version) for a in (facts.active, facts.previous))
     if now == target.pin != then:
         raise Pinned(
             f"{target.name} is pinned to {target.pin} in the fleet file, a rollback would make {then} active",

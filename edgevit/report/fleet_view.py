@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgevit.errors import EdgevitError
     from edgevit.fleet.audit import Entry
     from edgevit.fleet.check import Checked
-    from edgevit.fleet.status import Deployed, Standing
+    from edgevit.fleet.status import Deployed, TargetStatus
 
 HIDDEN = ("bundle", "version", "digest", "policy", "activated_at", "send_ms")
 STYLES = {"ok": "green", "warning": "yellow"}
@@ -84,11 +84,11 @@ def _check_values(one: Checked) -> dict[str, Any]:
     }
 
 
-def render_status(standings: Sequence[Standing]) -> RenderableType:
+def render_status(statuses: Sequence[TargetStatus]) -> RenderableType:
     """What is active where; what was not asked of the device itself is marked with where it is from, and as of when."""
     table = _table("target", "active", "variant", "since (UTC)", "before", "last run (UTC)", "verdict", "waits")
     notes = []
-    for one in standings:
+    for one in statuses:
         mark = ""
         if one.error is not None:
             notes.append((one.target, _off(one), one.error.hint))
@@ -109,12 +109,12 @@ def render_status(standings: Sequence[Standing]) -> RenderableType:
     return Group(table, *([Text(""), *lines] if lines else []))
 
 
-def _off(one: Standing) -> str:
+def _off(one: TargetStatus) -> str:
     known = "nothing is known of it here" if not one.as_of else f"shown is what the {one.source} says, as of {one.as_of}"
     return f"{_own_words(one.target, str(one.error))}; {known}"
 
 
-def json_status(standings: Sequence[Standing]) -> list[dict[str, Any]]:
+def json_status(statuses: Sequence[TargetStatus]) -> list[dict[str, Any]]:
     """One object a target."""
     return [
         {
@@ -127,7 +127,7 @@ def json_status(standings: Sequence[Standing]) -> list[dict[str, Any]]:
             "waiting": one.waiting,
             "error": _error_values(one.error),
         }
-        for one in standings
+        for one in statuses
     ]
 
 

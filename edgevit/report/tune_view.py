@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevit.report.table import EMPTY, SUPERSCRIPT, Footnotes
-from edgevit.tune.answer import Answer, Standing
+from edgevit.tune.answer import Answer, Rated
 from edgevit.tune.latency import LatencyTable
 from edgevit.tune.limits import NAMES, Limits
 
@@ -39,9 +39,9 @@ def limits_text(limits: Limits) -> str:
     return ", ".join(f"{word} ≤ {value:g} {unit}" for word, unit, value in given)
 
 
-def one_line(standing: Standing) -> str:
+def one_line(rated: Rated) -> str:
     """A candidate with what it comes to."""
-    c, f = standing.candidate, standing.figures
+    c, f = rated.candidate, rated.figures
     text = f"{c.label}, {c.format}"
     if f is not None and f.p50_ms is not None:
         span = f" ({f.interval_ms[0]:.2f}–{f.interval_ms[1]:.2f})" if f.interval_ms else ""
@@ -101,7 +101,7 @@ def _front(a: Answer, notes: Footnotes) -> Table:
     return table
 
 
-def _sizes(s: Standing) -> tuple[str, str, str]:
+def _sizes(s: Rated) -> tuple[str, str, str]:
     f = s.figures
     loss = s.candidate.loss if f is None or f.loss is None else f.loss
     peak = EMPTY if f is None or f.memory_mb is None else f"{f.memory_mb:.0f}"

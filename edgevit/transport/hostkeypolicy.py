@@ -11,8 +11,8 @@ from edgevit.errors import HostKeyError
 from edgevit.transport.hostkeys import (
     HostKey,
     Judgement,
+    KeyStanding,
     KnownLine,
-    Standing,
     judge,
     known_types,
     load_known_hosts,
@@ -52,7 +52,7 @@ def check_host_key(name: str, settings: SshSettings, key: HostKey, policy: HostK
     """Return when ``key`` may be used (a newly approved one is pinned first); raise HostKeyError otherwise."""
     where = f"{settings.known_name} port {settings.port}"
     judgement = judge(policy.known(settings), settings.known_name, settings.known_port, key)
-    if judgement.standing is Standing.REVOKED:
+    if judgement.standing is KeyStanding.REVOKED:
         raise HostKeyError(
             f"{name}: {where} shows the key {key.fingerprint}, which {judgement.lines[0].where} marks as @revoked",
             hint=f"do not connect; give the host a new key: ssh-keygen -A on the device, then edgevit target trust {name}",
@@ -64,9 +64,9 @@ def check_host_key(name: str, settings: SshSettings, key: HostKey, policy: HostK
             f"{name}: {where} shows the {key.type} key {key.fingerprint}, but --fingerprint says {policy.fingerprint}",
             hint=f"read it on the device itself: ssh-keygen -lf /etc/ssh/ssh_host_{short_type(key.type)}_key.pub",
         )
-    if judgement.standing is Standing.KNOWN:
+    if judgement.standing is KeyStanding.KNOWN:
         return
-    if judgement.standing is Standing.CHANGED and not _may_replace(policy, judgement):
+    if judgement.standing is KeyStanding.CHANGED and not _may_replace(policy, judgement):
         raise changed(name, settings, key, judgement.lines, policy)
     _approve(name, where, key, judgement, policy, prompts)
     pin(policy.pins, settings.known_name, settings.known_port, key)

@@ -146,7 +146,7 @@ def lookup_name(host: str, port: int) -> str:
     return host.lower() if port == 22 else f"[{host.lower()}]:{port}"
 
 
-class Standing(enum.Enum):
+class KeyStanding(enum.Enum):
     """What the known_hosts files say of an offered key."""
 
     KNOWN = "known"
@@ -159,7 +159,7 @@ class Standing(enum.Enum):
 class Judgement:
     """``lines`` are the lines that decided it."""
 
-    standing: Standing
+    standing: KeyStanding
     lines: tuple[KnownLine, ...]
 
 
@@ -187,18 +187,18 @@ def judge(known: Sequence[KnownLine], host: str, port: int, key: HostKey) -> Jud
         if line.marker == "@revoked" and line.key.blob == key.blob and (line.names(name) or line.names(host))
     )
     if revoked:
-        return Judgement(Standing.REVOKED, revoked)
+        return Judgement(KeyStanding.REVOKED, revoked)
     lines = lines_for(known, host, port)
     same = tuple(line for line in lines if line.key.blob == key.blob)
     if same:
-        return Judgement(Standing.KNOWN, same)
+        return Judgement(KeyStanding.KNOWN, same)
     if lines:
-        return Judgement(Standing.CHANGED, lines)
+        return Judgement(KeyStanding.CHANGED, lines)
     if port != 22:
         plain = tuple(line for line in lines_for(known, host, 22) if line.key.blob == key.blob)
         if plain:
-            return Judgement(Standing.KNOWN, plain)
-    return Judgement(Standing.UNKNOWN, ())
+            return Judgement(KeyStanding.KNOWN, plain)
+    return Judgement(KeyStanding.UNKNOWN, ())
 
 
 def pin(path: Path, host: str, port: int, key: HostKey) -> None:

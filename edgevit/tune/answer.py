@@ -15,7 +15,7 @@ from edgevit.tune.space import recipe_yaml
 
 
 @dataclass(frozen=True)
-class Standing:
+class Rated:
     """A candidate on a target: ``confirmed`` where it was measured at length; ``misses`` says what it does not hold, or why no
     figure of it counts."""
 
@@ -31,10 +31,10 @@ class Answer:
     ``counts``: how many candidates ended in which way there; ``dead``: why the target did not see the search to its end."""
 
     target: str
-    winner: Standing | None
-    nearest: Standing | None
-    front: tuple[Standing, ...]
-    baseline: Standing
+    winner: Rated | None
+    nearest: Rated | None
+    front: tuple[Rated, ...]
+    baseline: Rated
     table: LatencyTable
     counts: dict[str, int]
     dead: str
@@ -42,11 +42,11 @@ class Answer:
 
 def answer(search: Search, target: str) -> Answer:
     """The answer on one target."""
-    front = [standing(search, target, c) for c in search.front(target)]
+    front = [rate(search, target, c) for c in search.front(target)]
     found = search.winner(target)
-    winner = None if found is None else standing(search, target, found[0])
+    winner = None if found is None else rate(search, target, found[0])
     nearest = None if winner is not None else _nearest(search, target)
-    base = standing(search, target, search.baseline)
+    base = rate(search, target, search.baseline)
     counts: dict[str, int] = {}
     for c in search.candidates.values():
         word = _ended(c, search.figures(target).get(c.key), target)
@@ -54,12 +54,12 @@ def answer(search: Search, target: str) -> Answer:
     return Answer(target, winner, nearest, tuple(front), base, search.table(target), counts, search.dead.get(target, ""))
 
 
-def standing(search: Search, target: str, c: Candidate) -> Standing:
+def rate(search: Search, target: str, c: Candidate) -> Rated:
     """One candidate on one target, by its confirmed figures where there are some."""
     confirmed = search.figures(target, search.confirm_plan).get(c.key)
     sure = confirmed is not None and confirmed.p50_ms is not None
     figures = confirmed if sure else search.figures(target).get(c.key)
-    return Standing(c, figures, sure, _misses(search, c, figures, target))
+    return Rated(c, figures, sure, _misses(search, c, figures, target))
 
 
 def _misses(search: Search, c: Candidate, figures: Figures | None, target: str) -> tuple[str, ...]:
@@ -79,13 +79,13 @@ def _misses(search: Search, c: Candidate, figures: Figures | None, target: str) 
     return tuple(found)
 
 
-def _nearest(search: Search, target: str) -> Standing | None:
+def _nearest(search: Search, target: str) -> Rated | None:
     """The candidate that misses the limits by the least in sum; of equals the measured, then the fastest."""
     ranked = []
     for c in search.candidates.values():
         if not c.built:
             continue
-        one = standing(search, target, c)
+        one = rate(search, target, c)
         reached = c.reached if one.figures is None else one.figures.reached(c)
         missed = misses(reached, search.limits)
         ms = one.figures.p50_ms if one.figures is not None else None
@@ -114,10 +114,10 @@ def to_json(search: Search, answers: list[Answer]) -> dict[str, Any]:
             {
                 "target": a.target,
                 "dead": a.dead,
-                "winner": None if a.winner is None else _standing_json(a.winner),
-                "nearest": None if a.nearest is None else _standing_json(a.nearest),
-                "baseline": _standing_json(a.baseline),
-                "front": [_standing_json(s) for s in a.front],
+                "winner": None if a.winner is None else _rated_json(a.winner),
+                "nearest": None if a.nearest is None else _rated_json(a.nearest),
+                "baseline": _rated_json(a.baseline),
+                "front": [_rated_json(s) for s in a.front],
                 "counts": a.counts,
                 "latency_table": _table_json(a.table),
             }
@@ -131,7 +131,7 @@ def _candidate_json(c: Candidate) -> dict[str, Any]:
     return {**values, "hopeless": dict(c.hopeless), "recipe": c.recipe.name, "recipe_digest": c.recipe.digest}
 
 
-def _standing_json(s: Standing) -> dict[str, Any]:
+def _rated_json(s: Rated) -> dict[str, Any]:
     figures = None if s.figures is None else dataclasses.asdict(s.figures)
     text = recipe_yaml(s.candidate.recipe)
     return {

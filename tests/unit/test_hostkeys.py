@@ -8,7 +8,7 @@ import pytest
 from edgevit.errors import UsageError
 from edgevit.transport.hostkeys import (
     HostKey,
-    Standing,
+    KeyStanding,
     judge,
     known_types,
     load_known_hosts,
@@ -50,7 +50,7 @@ def known(*lines: str) -> tuple:  # type: ignore[type-arg]
 )
 def test_names_match_as_openssh_matches_them(patterns: str, host: str, port: int, matches: bool) -> None:
     found = judge(known(f"{patterns} {ONE.line}"), host, port, ONE).standing
-    assert found is (Standing.KNOWN if matches else Standing.UNKNOWN)
+    assert found is (KeyStanding.KNOWN if matches else KeyStanding.UNKNOWN)
 
 
 def test_hashed_names_match_what_ssh_keygen_hashed(tmp_path: Path) -> None:
@@ -61,36 +61,36 @@ def test_hashed_names_match_what_ssh_keygen_hashed(tmp_path: Path) -> None:
     subprocess.run(["ssh-keygen", "-H", "-f", str(path)], check=True, capture_output=True)
     lines = load_known_hosts([path])
     assert len(lines) == 2
-    assert judge(lines, "pi.lab", 22, real).standing is Standing.KNOWN
-    assert judge(lines, "pi.lab", 2222, real).standing is Standing.KNOWN
-    assert judge(lines, "other", 22, real).standing is Standing.UNKNOWN
+    assert judge(lines, "pi.lab", 22, real).standing is KeyStanding.KNOWN
+    assert judge(lines, "pi.lab", 2222, real).standing is KeyStanding.KNOWN
+    assert judge(lines, "other", 22, real).standing is KeyStanding.UNKNOWN
 
 
 def test_another_key_is_changed_and_names_what_was_known() -> None:
     judgement = judge(known(f"pi {ONE.line}", f"pi {RSA.line}"), "pi", 22, TWO)
-    assert judgement.standing is Standing.CHANGED
+    assert judgement.standing is KeyStanding.CHANGED
     assert [line.key for line in judgement.lines] == [ONE, RSA]
     assert [line.where for line in judgement.lines] == ["f:1", "f:2"]
 
 
 def test_any_of_several_known_keys_will_do() -> None:
-    assert judge(known(f"pi {ONE.line}", f"pi {TWO.line}"), "pi", 22, TWO).standing is Standing.KNOWN
+    assert judge(known(f"pi {ONE.line}", f"pi {TWO.line}"), "pi", 22, TWO).standing is KeyStanding.KNOWN
 
 
 def test_revocation_wins_over_everything() -> None:
-    assert judge(known(f"pi {ONE.line}", f"@revoked * {ONE.line}"), "pi", 22, ONE).standing is Standing.REVOKED
-    assert judge(known(f"@revoked pi {ONE.line}"), "pi", 2222, ONE).standing is Standing.REVOKED
-    assert judge(known(f"pi {ONE.line}", f"@revoked other {ONE.line}"), "pi", 22, ONE).standing is Standing.KNOWN
-    assert judge(known(f"pi {TWO.line}", f"@revoked * {ONE.line}"), "pi", 22, TWO).standing is Standing.KNOWN
+    assert judge(known(f"pi {ONE.line}", f"@revoked * {ONE.line}"), "pi", 22, ONE).standing is KeyStanding.REVOKED
+    assert judge(known(f"@revoked pi {ONE.line}"), "pi", 2222, ONE).standing is KeyStanding.REVOKED
+    assert judge(known(f"pi {ONE.line}", f"@revoked other {ONE.line}"), "pi", 22, ONE).standing is KeyStanding.KNOWN
+    assert judge(known(f"pi {TWO.line}", f"@revoked * {ONE.line}"), "pi", 22, TWO).standing is KeyStanding.KNOWN
 
 
 def test_a_certificate_authority_is_no_host_key() -> None:
-    assert judge(known(f"@cert-authority * {ONE.line}"), "pi", 22, ONE).standing is Standing.UNKNOWN
+    assert judge(known(f"@cert-authority * {ONE.line}"), "pi", 22, ONE).standing is KeyStanding.UNKNOWN
 
 
 def test_off_port_22_the_very_same_key_of_the_plain_host_is_known_and_another_is_no_alarm() -> None:
-    assert judge(known(f"pi {ONE.line}"), "pi", 2222, ONE).standing is Standing.KNOWN
-    assert judge(known(f"pi {ONE.line}"), "pi", 2222, TWO).standing is Standing.UNKNOWN
+    assert judge(known(f"pi {ONE.line}"), "pi", 2222, ONE).standing is KeyStanding.KNOWN
+    assert judge(known(f"pi {ONE.line}"), "pi", 2222, TWO).standing is KeyStanding.UNKNOWN
 
 
 def test_only_known_types_are_negotiated() -> None:

@@ -90,8 +90,8 @@ def test_a_wave_goes_back_exactly_where_a_gate_did_not_hold(
 ) -> None:
     earlier = [m for one in before for m in one]
     decision = decide(earlier, wave, most, left)
-    lost = [m for m in wave if m.standing == "gate failed"]
-    failed = sum(m.standing == "failed" for m in earlier + wave)
+    lost = [m for m in wave if m.end == "gate failed"]
+    failed = sum(m.end == "failed" for m in earlier + wave)
     assert (decision.next == "roll back") == bool(lost)
     if not lost:
         stops = failed > most.at_most(len(earlier) + len(wave))
