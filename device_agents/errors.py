@@ -51,5 +51,5 @@ def printable(text: str) -> str:
 def refuse_os_error(error: OSError, doing: str) -> Refused:
     """An operating system error as a refusal: ``no-space`` where the disk or quota is full, else ``io-error``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Refused("no-space", "{}: {}".format(doing, error), "free some space on the device, or run its agent's gc")
+        return Refused("no-space", "{}: {}".format(doing, error), "edgevit target prune TARGET, or make room on the device")
     return Refused("io-error", "{}: {}".format(doing, error))

@@ -106,7 +106,7 @@ def _check_space(store: Store, lacking: List[wire.Blob], what: str, beyond_bytes
         raise Refused(
             "no-space",
             "{} needs {:,} bytes and {:,} to spare, {:,} are free in {}".format(what, wanted, SPARE_BYTES, free, store.root),
-            "free some space on the device, or remove old bundles with its agent's gc",
+            "edgevit target prune TARGET, or make room on the device",
         )
 
 

@@ -13,6 +13,7 @@ from edgevit.cli.console import emit_json, has_terminal, json_option, out, say
 from edgevit.cli.daemon import daemon
 from edgevit.cli.model_options import FILE
 from edgevit.cli.provision import provision, provision_targets, unprovision
+from edgevit.cli.prune import prune
 from edgevit.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def target() -> None:
 target.add_command(daemon)
 target.add_command(provision)
 target.add_command(unprovision)
+target.add_command(prune)
 
 
 @target.command()

@@ -21,7 +21,7 @@ HINTS = {
     "agent-too-old": "pip install --upgrade edgevit",
     "older-version": "edgevit deploy BUNDLE {name} --allow-older, or edgevit rollback {name}",
     "digest-mismatch": "edgevit verify BUNDLE; then deploy again",
-    "no-space": "free space on {name} (df -h there), then try again: what arrived is kept",
+    "no-space": "edgevit target prune {name}, or make room there otherwise (df -h); then try again: what arrived is kept",
     "io-error": "look at the device's disk: ssh to {name}, then dmesg | tail",
     "not-installed": "edgevit deploy BUNDLE {name}",
     "blob-missing": "edgevit deploy BUNDLE {name}",

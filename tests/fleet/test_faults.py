@@ -246,7 +246,7 @@ def test_a_full_disk_is_said_and_leaves_the_device_as_it_was(small_disk: Device,
     with connect(small_disk.target, NoPrompts()) as agent:
         with pytest.raises(DeviceRefused) as refused:
             agent.install(bundle)
-        assert refused.value.code == "no-space" and "free space" in refused.value.hint
+        assert refused.value.code == "no-space" and "edgevit target prune" in refused.value.hint
         facts = agent.probe(quick=True)
         assert facts.bundles == () and facts.active is None
 

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from edgevit import signing
+from edgevit.cli import run_cli
 from tests.support.agent_bundle import AgentProcess, Signer
+from tests.support.cli import Cli, Said
 
 
 @pytest.fixture
@@ -13,3 +16,21 @@ def agent(tmp_path: Path, signer: Signer) -> AgentProcess:
     agent = AgentProcess(tmp_path / "root").upload()
     agent.allow(signer)
     return agent
+
+
+@pytest.fixture
+def cli(home: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    def call(*argv: object) -> Said:
+        code = run_cli([str(a) for a in argv])
+        said = capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def operator(home: Path) -> Signer:
+    """The operator's own key, in the place where the commands look for it."""
+    key = signing.default_key_path()
+    signing.make_key(key, "an operator")
+    return Signer(key)

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +17,15 @@ import pytest
 
 from device_agents import wire
 from edgevit import places, signing
-from edgevit.cli import run_cli
 from tests.support.agent_bundle import AgentProcess, Signer, make_bundle, make_job, make_signer, tiny_onnx
+from tests.support.cli import Cli, active
 from tests.support.golden_faults import GOLDEN_FAULTS
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a command answered."""
-
-    code: int
-    out: str
-    err: str
-
-    def refused(self, code: int, message: str, hint: str) -> None:
-        """Exit ``code``, ``message`` in the error, ``hint`` in the line of the next command, and no traceback."""
-        assert self.code == code, self.err
-        error = next((line for line in self.err.splitlines() if line.startswith("error:")), "no error line")
-        following = next((line for line in self.err.splitlines() if line.startswith("next:")), "no line with the next command")
-        assert message in error, self.err
-        assert hint in following, self.err
-        assert "Traceback" not in self.err and "\r" not in self.err and "�" not in self.err
-
-
-Cli = Callable[..., Said]
-
-
 @pytest.fixture
-def cli(home: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
-    def call(*argv: object) -> Said:
-        code = run_cli([str(a) for a in argv])
-        said = capsys.readouterr()
-        return Said(code, said.out, said.err)
-
-    return call
-
-
-@pytest.fixture
-def signer(home: Path) -> Signer:
-    """The operator's own key, in the place where the commands look for it."""
-    key = signing.default_key_path()
-    signing.make_key(key, "an operator")
-    return Signer(key)
-
-
-@pytest.fixture
-def good(signer: Signer, tmp_path: Path) -> Path:
+def good(operator: Signer, tmp_path: Path) -> Path:
     """A right bundle of version 2."""
-    return make_bundle(signer, version=2).write(tmp_path / "good")
-
-
-def active() -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((places.local_root() / "active.json").read_text())["active"]
-    return document
+    return make_bundle(operator, version=2).write(tmp_path / "good")
 
 
 def flip(path: Path, at: int) -> None:
@@ -165,9 +120,9 @@ def with_absolute_path(document: dict[str, Any]) -> None:
     ],
 )
 def test_signed_manifests_that_are_wrong(
-    change: Callable[[dict[str, Any]], None], message: str, hint: str, cli: Cli, signer: Signer, tmp_path: Path
+    change: Callable[[dict[str, Any]], None], message: str, hint: str, cli: Cli, operator: Signer, tmp_path: Path
 ) -> None:
-    bad = make_bundle(signer, change=change).write(tmp_path / "bad")
+    bad = make_bundle(operator, change=change).write(tmp_path / "bad")
     for command in (["deploy", bad, "local"], ["bench", bad, "local"], ["verify", bad]):
         cli(*command).refused(1, message, hint)
 
@@ -185,8 +140,8 @@ def test_a_stranger_is_refused_until_allowed_by_hand(cli: Cli, good: Path, tmp_p
     assert cli("deploy", foreign, "local").code == 0, "the command that the hint names does not help"
 
 
-def test_an_older_version_needs_leave(cli: Cli, good: Path, signer: Signer, tmp_path: Path) -> None:
-    older = make_bundle(signer, version=1).write(tmp_path / "older")
+def test_an_older_version_needs_leave(cli: Cli, good: Path, operator: Signer, tmp_path: Path) -> None:
+    older = make_bundle(operator, version=1).write(tmp_path / "older")
     assert cli("deploy", good, "local").code == 0
     cli("deploy", older, "local").refused(3, "tiny has version 1, version 2 is active", "--allow-older")
     assert active()["bundle_version"] == 2
@@ -194,7 +149,7 @@ def test_an_older_version_needs_leave(cli: Cli, good: Path, signer: Signer, tmp_
     assert active()["bundle_version"] == 1
 
 
-def test_wrong_names_and_numbers(cli: Cli, good: Path, signer: Signer, tmp_path: Path) -> None:
+def test_wrong_names_and_numbers(cli: Cli, good: Path, operator: Signer, tmp_path: Path) -> None:
     for command in ("deploy", "bench"):
         cli(command, good, "lcoal").refused(2, "did you mean local?", "edgevit target list")
     cli("bench", good, "local", "--threads", 999).refused(2, "--threads 999", "--threads 1 to")
@@ -207,7 +162,7 @@ def test_wrong_names_and_numbers(cli: Cli, good: Path, signer: Signer, tmp_path:
     def for_another_board(document: dict[str, Any]) -> None:
         document["artifacts"][0]["fits"] = ["raspberry-pi-5"]
 
-    unfit = make_bundle(signer, version=5, change=for_another_board).write(tmp_path / "unfit")
+    unfit = make_bundle(operator, version=5, change=for_another_board).write(tmp_path / "unfit")
     for command in ("deploy", "bench"):
         cli(command, unfit, "local").refused(3, "built for raspberry-pi-5, not for", "edgevit build … --for local")
 
@@ -247,11 +202,11 @@ def database() -> Path:
 
 
 def test_a_damaged_or_newer_store_is_refused_and_nothing_that_waits_is_lost(
-    cli: Cli, good: Path, signer: Signer, tmp_path: Path
+    cli: Cli, good: Path, operator: Signer, tmp_path: Path
 ) -> None:
     assert cli("bench", good, "local", "--plan", "quick").code == 0
     agent = AgentProcess(places.local_root())
-    waiting = make_job(make_bundle(signer, version=2), "it-waits")
+    waiting = make_job(make_bundle(operator, version=2), "it-waits")
     assert agent.call("submit", stdin=wire.encode(waiting))["queued"] is True
     agent.follow("it-waits")  # measured, and never acknowledged
     whole = database().read_bytes()
@@ -277,8 +232,8 @@ def test_a_damaged_or_newer_store_is_refused_and_nothing_that_waits_is_lost(
 
 
 @pytest.mark.parametrize("name", GOLDEN_FAULTS)
-def test_wrong_outputs_are_a_failed_row_and_never_a_number(name: str, cli: Cli, signer: Signer, tmp_path: Path) -> None:
-    bad = make_bundle(signer, **GOLDEN_FAULTS[name]).write(tmp_path / "bad")
+def test_wrong_outputs_are_a_failed_row_and_never_a_number(name: str, cli: Cli, operator: Signer, tmp_path: Path) -> None:
+    bad = make_bundle(operator, **GOLDEN_FAULTS[name]).write(tmp_path / "bad")
     said = cli("bench", bad, "local", "--plan", "quick", "--json")
     assert said.code == 1, said.err
     (row,) = json.loads(said.out)["rows"]
@@ -288,8 +243,8 @@ def test_wrong_outputs_are_a_failed_row_and_never_a_number(name: str, cli: Cli, 
     assert table.code == 1 and "failed" in table.out and "golden-mismatch" in table.out
 
 
-def test_a_fault_in_one_artifact_leaves_the_other_measured(cli: Cli, signer: Signer, tmp_path: Path) -> None:
-    half = make_bundle(signer, tflite=True, onnx_model=tiny_onnx(zeroed=True)).write(tmp_path / "half")
+def test_a_fault_in_one_artifact_leaves_the_other_measured(cli: Cli, operator: Signer, tmp_path: Path) -> None:
+    half = make_bundle(operator, tflite=True, onnx_model=tiny_onnx(zeroed=True)).write(tmp_path / "half")
     said = cli("bench", half, "local", "--plan", "quick", "--json")
     words = {row["artifact"]: row["verdict"]["word"] for row in json.loads(said.out)["rows"]}
     assert said.code == 1 and words["tiny-onnx-fp32"] == "failed" and words["tiny-tflite-fp32"] != "failed", said.out

@@ -11,27 +11,27 @@ import pytest
 
 from edgevit.fleet import upload
 from edgevit.plans import PLANS
-from tests.loopback.test_bad_input import Cli, cli, signer  # noqa: F401 - fixtures
 from tests.support.agent_bundle import FAST_PLAN, Signer, make_bundle
+from tests.support.cli import Cli
 
 WEIGHTS = random.Random(1).randbytes(2_000_000)
 CHANGED = WEIGHTS[:1_000_000] + random.Random(2).randbytes(20_000) + WEIGHTS[1_020_000:]
 
 
-def bundle_of(folder: Path, signer: Signer, weights: bytes, version: int) -> Path:  # noqa: F811
+def bundle_of(folder: Path, signer: Signer, weights: bytes, version: int) -> Path:
     names = json.dumps(["x"]).encode() + weights
     return make_bundle(signer, version=version, extra_blob=names, chunk_index=lambda index: index).write(folder / f"v{version}")
 
 
-def deployed(cli: Cli, *options: object) -> dict[str, Any]:  # noqa: F811
+def deployed(cli: Cli, *options: object) -> dict[str, Any]:
     said = cli("deploy", *options, "--json")
     assert said.code == 0, said.err
     (found,) = json.loads(said.out)["targets"]
     return dict(found)
 
 
-def test_a_plan_counts_the_chunks_that_are_then_sent(cli: Cli, signer: Signer, tmp_path: Path) -> None:  # noqa: F811
-    first, second = bundle_of(tmp_path, signer, WEIGHTS, 1), bundle_of(tmp_path, signer, CHANGED, 2)
+def test_a_plan_counts_the_chunks_that_are_then_sent(cli: Cli, operator: Signer, tmp_path: Path) -> None:
+    first, second = bundle_of(tmp_path, operator, WEIGHTS, 1), bundle_of(tmp_path, operator, CHANGED, 2)
     assert deployed(cli, first, "local")["sent_bytes"] > len(WEIGHTS)
     planned = deployed(cli, second, "local", "--dry-run")["send_bytes"]
     assert planned == deployed(cli, second, "local")["sent_bytes"] < 20_000 + 300_000
@@ -39,8 +39,8 @@ def test_a_plan_counts_the_chunks_that_are_then_sent(cli: Cli, signer: Signer, t
 
 @pytest.mark.parametrize("command", [("deploy",), ("bench", "--plan", "quick", "--threads", "1")])
 def test_the_rate_that_is_asked_for_reaches_the_upload(
-    cli: Cli,  # noqa: F811
-    signer: Signer,  # noqa: F811
+    cli: Cli,
+    operator: Signer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: tuple[str, ...],
@@ -54,14 +54,14 @@ def test_the_rate_that_is_asked_for_reaches_the_upload(
 
     monkeypatch.setattr(upload, "Throttle", Recorded)
     monkeypatch.setitem(PLANS, "quick", FAST_PLAN)
-    made = bundle_of(tmp_path, signer, WEIGHTS, 1)
+    made = bundle_of(tmp_path, operator, WEIGHTS, 1)
     said = cli(command[0], made, "local", *command[1:], "--max-rate", "40")
     assert said.code == 0, said.err
     assert rates and set(rates) == {40.0}
 
 
-def test_a_rate_that_nobody_would_keep_to_is_refused(cli: Cli, signer: Signer, tmp_path: Path) -> None:  # noqa: F811
-    made = bundle_of(tmp_path, signer, b"w", 1)
+def test_a_rate_that_nobody_would_keep_to_is_refused(cli: Cli, operator: Signer, tmp_path: Path) -> None:
+    made = bundle_of(tmp_path, operator, b"w", 1)
     cli("bench", made, "local", "--detach", "--max-rate", "5").refused(2, "--max-rate", "edgevit deploy")
     for wrong in ("0", "-1", "nan", "fast"):
         assert cli("deploy", made, "local", "--max-rate", wrong).code == 2

@@ -18,7 +18,6 @@ from device_agents import wire
 from device_agents.verdict import judge
 from edgevit.plans import PLANS
 from edgevit.results.sustained import describe_sustained
-from tests.loopback.test_bad_input import Cli, cli, signer  # noqa: F401 - fixtures
 from tests.loopback.test_variants import slow_onnx
 from tests.support.agent_bundle import (
     FAST_PLAN,
@@ -29,6 +28,7 @@ from tests.support.agent_bundle import (
     make_job,
     make_signer,
 )
+from tests.support.cli import Cli
 
 SLOW = "tiny-onnx-int8-dynamic"
 CPUS = sorted(os.sched_getaffinity(0))
@@ -187,9 +187,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PLANS, "sustained", dataclasses.replace(PLANS["sustained"], **calm))
 
 
-def test_against_another_bundle(cli: Cli, signer: Signer, tmp_path: Path, short: None) -> None:  # noqa: F811
-    one = make_bundle(signer, name="plain", version=1).write(tmp_path / "a")
-    other = make_bundle(signer, name="slowed", version=1, onnx_model=slow_onnx()).write(tmp_path / "b")
+def test_against_another_bundle(cli: Cli, operator: Signer, tmp_path: Path, short: None) -> None:
+    one = make_bundle(operator, name="plain", version=1).write(tmp_path / "a")
+    other = make_bundle(operator, name="slowed", version=1, onnx_model=slow_onnx()).write(tmp_path / "b")
     said = cli("bench", one, "--against", other, "local", "--blocks", 3, "--threads", 1)
     assert said.code == 0, said.err
     assert "B ÷ A" in said.out and "A is " in said.out and "times as fast" in said.out
@@ -205,12 +205,12 @@ def test_against_another_bundle(cli: Cli, signer: Signer, tmp_path: Path, short:
 
 
 def test_minutes_and_operators_from_the_command_line(
-    cli: Cli,  # noqa: F811
-    signer: Signer,  # noqa: F811
+    cli: Cli,
+    operator: Signer,
     tmp_path: Path,
     short: None,
 ) -> None:
-    one = make_bundle(signer).write(tmp_path / "a")
+    one = make_bundle(operator).write(tmp_path / "a")
     said = cli("bench", one, "local", "--plan", "sustained", "--minutes", 0.02, "--threads", 1)
     assert said.code == 0, said.err
     assert "s were timed, two minutes are needed" in " ".join(said.out.split())

@@ -17,8 +17,8 @@ from edgevit.cli import run_cli
 from edgevit.plans import PLANS
 from edgevit.results.store import open_store
 from edgevit.select import POLICIES
-from tests.loopback.test_bad_input import Cli, active, cli, signer  # noqa: F401 - fixtures
 from tests.support.agent_bundle import FAST_PLAN, AgentProcess, Signer, make_bundle, make_job, tiny_onnx
+from tests.support.cli import Cli, active
 from tests.support.judged import valid
 
 FLOAT, SLOW, WRONG, BROKEN = "tiny-onnx-fp32", "tiny-onnx-int8-dynamic", "tiny-onnx-int8-static", "tiny-onnx-fp16"
@@ -40,7 +40,7 @@ def slow_onnx() -> bytes:
 
 
 @pytest.fixture
-def bundle(signer: Signer, tmp_path: Path) -> Path:  # noqa: F811
+def bundle(operator: Signer, tmp_path: Path) -> Path:
     """Float; an int8 that is slower than it; an int8 that answers otherwise; a half-precision one that is no model."""
 
     def cut(document: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ def bundle(signer: Signer, tmp_path: Path) -> Path:  # noqa: F811
         broken["output"]["name"] = "nothing"
 
     more = {SLOW: ("int8-dynamic", slow_onnx()), WRONG: ("int8-static", tiny_onnx(1)), BROKEN: ("fp16", tiny_onnx())}
-    return make_bundle(signer, more=more, change=cut).write(tmp_path / "variants")
+    return make_bundle(operator, more=more, change=cut).write(tmp_path / "variants")
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +58,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("device_agents.verdict.judge", valid)
 
 
-def measure(cli: Cli, bundle: Path) -> dict[str, Any]:  # noqa: F811
+def measure(cli: Cli, bundle: Path) -> dict[str, Any]:
     said = cli("bench", bundle, "local", "--variants", "--plan", "quick", "--threads", 1, "--json")
     assert said.code == 0, said.err
     document: dict[str, Any] = json.loads(said.out)
     return document
 
 
-def test_measured_chosen_activated_and_kept(cli: Cli, bundle: Path) -> None:  # noqa: F811
+def test_measured_chosen_activated_and_kept(cli: Cli, bundle: Path) -> None:
     cli("deploy", bundle, "local", "--select", "fastest").refused(
         1, "was not measured there yet", f"edgevit bench {bundle} local --variants"
     )
@@ -100,7 +100,7 @@ def test_measured_chosen_activated_and_kept(cli: Cli, bundle: Path) -> None:  # 
     cli("results", "choices", "nosuch").refused(2, "no choice named 'nosuch'", "edgevit results choices")
 
 
-def test_the_table_names_every_variant_every_policy_and_why_not(cli: Cli, bundle: Path) -> None:  # noqa: F811
+def test_the_table_names_every_variant_every_policy_and_why_not(cli: Cli, bundle: Path) -> None:
     assert run_cli(["bench", str(bundle), "local", "--variants", "--plan", "quick", "--threads", "1", "--max-loss", "100"]) == 0
     with open_store() as store:
         batch = store.batches()[0].id
@@ -114,7 +114,7 @@ def test_the_table_names_every_variant_every_policy_and_why_not(cli: Cli, bundle
     assert "int8 slower than float here" in " ".join(found.out.split()) and "edgevit deploy BUNDLE TARGET --select" in found.err
 
 
-def test_a_variant_by_name_needs_no_measurement(cli: Cli, bundle: Path) -> None:  # noqa: F811
+def test_a_variant_by_name_needs_no_measurement(cli: Cli, bundle: Path) -> None:
     said = cli("deploy", bundle, "local", "--select", f"{SLOW}:onnxruntime", "--json")
     assert said.code == 0 and active()["policy"] == f"selected: {SLOW}:onnxruntime"
     assert "choice" not in json.loads(said.out)["targets"][0]
@@ -124,11 +124,11 @@ def test_a_variant_by_name_needs_no_measurement(cli: Cli, bundle: Path) -> None:
         assert store.choices() == []
 
 
-def test_series_go_round_by_round(signer: Signer, tmp_path: Path) -> None:  # noqa: F811
+def test_series_go_round_by_round(operator: Signer, tmp_path: Path) -> None:
     """A B C A B C: what drifts over the minutes meets every variant alike."""
-    made = make_bundle(signer, more={SLOW: ("int8-dynamic", slow_onnx()), WRONG: ("int8-static", tiny_onnx(1))})
+    made = make_bundle(operator, more={SLOW: ("int8-dynamic", slow_onnx()), WRONG: ("int8-static", tiny_onnx(1))})
     agent = AgentProcess(tmp_path / "root").upload()
-    agent.allow(signer)
+    agent.allow(operator)
     agent.install(made)
     names = (FLOAT, SLOW, WRONG)
     plan = dataclasses.replace(FAST_PLAN, processes=2, accuracy=False)
