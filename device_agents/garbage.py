@@ -69,10 +69,9 @@ def uninstall(store: Store, console: Console) -> Dict[str, Any]:
         used = _used_bundles(store)
         installed = set(store.bundle_digests())
         doomed = [d for d in dict.fromkeys(named) if d in installed and d not in used]
-        theirs = _blobs_of(store, doomed)
+        alone = _blobs_of(store, doomed) - _blobs_of(store, installed.difference(doomed))
         for digest in doomed:
             store.remove_bundle(digest)
-        alone = theirs - _blobs_of(store, installed.difference(doomed))
         removed, freed = _remove_blobs(store, alone)
         for sha256 in alone:
             store.discard(store.root / "engines" / sha256)
