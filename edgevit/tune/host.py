@@ -71,13 +71,14 @@ class Host:
             raise BuildError(f"the fp32 baseline cannot be made: {made.reason}", hint="edgevit build … --recipe fp32")
         return replace(made, state="passed", reason="")
 
-    def evaluate(self, drawn: Sequence[tuple[int, Drawn]], seconds_left: float) -> list[Candidate]:
-        """Every draw through the gates of this machine, in the order given: it applies, its training fits into what is left, it
-        is built (exported, read back, held against the model), and its file keeps the limits of loss and size."""
+    def evaluate(self, drawn: Sequence[tuple[int, Drawn]], training_s: float) -> list[Candidate]:
+        """Every draw through the gates of this machine, in the order given: it applies, its training takes at most
+        ``training_s`` seconds, it is built (exported, read back, held against the model), and its file keeps the limits of loss
+        and size."""
         bare = {number: _bare(number, one) for number, one in drawn}
         cells: dict[int, Cell] = {}
         for number, one in drawn:
-            state, reason = self._cannot(one, seconds_left)
+            state, reason = self._cannot(one, training_s)
             if reason:
                 bare[number] = replace(bare[number], state=state, reason=reason)
             else:
@@ -112,7 +113,7 @@ class Host:
             )
         return bundle
 
-    def _cannot(self, drawn: Drawn, seconds_left: float) -> tuple[Any, str]:
+    def _cannot(self, drawn: Drawn, training_s: float) -> tuple[Any, str]:
         reason = format_reason(drawn.format, drawn.recipe, self.asked.profiles)
         lacking = None if reason else lacks_data(drawn.recipe, self.sets)
         reason = reason or (lacking[0] if lacking else "")
@@ -122,8 +123,11 @@ class Host:
         if reason:
             return "n/a", reason
         wanted = training_seconds(drawn, self.survey)
-        if wanted > seconds_left and wanted:
-            return "too long", f"its training takes about {wanted / 60:.1f} minutes, {max(0.0, seconds_left) / 60:.1f} are left"
+        if wanted > training_s and wanted:
+            return (
+                "too long",
+                f"its training takes about {wanted / 60:.1f} minutes, one may take {max(0.0, training_s) / 60:.1f}",
+            )
         return "passed", ""
 
     def _cell(self, drawn: Drawn) -> Cell:

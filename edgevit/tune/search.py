@@ -36,6 +36,9 @@ IN_A_JOB = 8
 ATTEMPTS = 2
 """How often a candidate is measured whose figures were INVALID, or did not come."""
 
+TRAINING_SHARE = 0.1
+"""One candidate's training may take so much of the budget: else the first that trains, at whatever strength, eats it up."""
+
 SAME_IN_A_ROW = 60
 """So many draws in a row of what was drawn before: there is nothing new left within reach."""
 
@@ -115,7 +118,8 @@ class Search:
             if not batch:
                 self.ended = "nothing new is left to draw"
                 break
-            made = self.host.evaluate(batch, self.effort.seconds - self.spent)
+            training_s = min(self.effort.seconds - self.spent, self.effort.seconds * TRAINING_SHARE)
+            made = self.host.evaluate(batch, training_s)
             for one in made:
                 self._keep(one)
             self._remember(made)

@@ -173,6 +173,7 @@ class Bench:
                  empty: str = "") -> None:  # fmt: skip
         self.limits, self.dies_after, self.invalid, self.killed_after = limits, dies_after, invalid, killed_after
         self.empty = empty
+        self.training_s: list[float] = []
         self.built: list[str] = []
         self.measured: list[tuple[str, str, str]] = []
         self.jobs = 0
@@ -182,7 +183,8 @@ class Bench:
     def baseline(self, number: int, drawn: Drawn) -> Candidate:
         return replace(self.made(number, drawn), state="passed", reason="")
 
-    def evaluate(self, drawn: Sequence[tuple[int, Drawn]], seconds_left: float) -> list[Candidate]:
+    def evaluate(self, drawn: Sequence[tuple[int, Drawn]], training_s: float) -> list[Candidate]:
+        self.training_s.append(training_s)
         return [self.made(number, one) for number, one in drawn]
 
     def made(self, number: int, drawn: Drawn) -> Candidate:
@@ -358,6 +360,14 @@ def test_jobs_that_end_before_they_come_to_a_candidate_are_tried_twice_and_not_f
     assert {tried.count(key) for key in tried} == {2}
     nearest = answer(one, "weak").nearest
     assert nearest is not None and any("interrupted, the power went" in text for text in nearest.misses)
+    one.trials.close()
+
+
+def test_no_training_eats_up_the_budget(tmp_path: Path) -> None:
+    bench = Bench(LIMITS)
+    one = search(tmp_path, bench, trials=6, seconds=600.0)
+    one.go()
+    assert bench.training_s and max(bench.training_s) <= 60.0
     one.trials.close()
 
 
