@@ -85,8 +85,8 @@ class Device:
             self.server.start()
 
     def limit(self, rate: str) -> None:
-        """At most ``rate`` (such as ``20mbit``) is sent to it from now on; only where it has a link of its own. The bucket holds
-        the kernel's largest packet: from a smaller one each comes out in pieces, which cost the CPU a wake-up apiece."""
+        """At most ``rate`` (such as ``20mbit``) is sent to it from now on; only where it has a link of its own. The bucket
+        holds the kernel's largest packet: out of a smaller one each comes in pieces, which cost the CPU a wake-up apiece."""
         shape = ["tc", "qdisc", "add", "dev", self.link, "root", "tbf", "rate", rate, "burst", "128kb", "latency", "200ms"]
         subprocess.run(shape, check=True, capture_output=True)
 
