@@ -24,6 +24,7 @@ from device_agents.wire import StepReport
 from edgevit.compress import Compressed, Json, StepContext, step
 from edgevit.compress.attend import attend
 from edgevit.compress.config import StepConfig
+from edgevit.compress.merge_choices import settle
 from edgevit.errors import BuildError
 from edgevit.macs import count_macs
 
@@ -280,7 +281,8 @@ def merge(
     best, partner = (ours @ theirs.transpose(1, 2)).max(-1)
     gain = (best - 1) * first[:, :, width].sqrt()
     half, other = ours.shape[1], theirs.shape[1]
-    order = _one_hot(gain.topk(half, dim=1).indices, half, x.dtype)
+    ranked, partner = settle(gain, gain.topk(half, dim=1).indices, partner)
+    order = _one_hot(ranked, half, x.dtype)
     going, staying = order[:, :count], order[:, count:]
     target = (going @ _one_hot(partner, other, x.dtype)).transpose(1, 2)
     merged = torch.cat([staying @ first, second + target @ (going @ first)], 1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from device_agents.wire import BeforeAfter, Preprocessing, StepReport
 from edgevit.compress import CalibrationData, Compressed
 from edgevit.compress.calibrate import normalise
+from edgevit.compress.merge_choices import Choices, keeping, repeating
 from edgevit.macs import count_macs
 from edgevit.progress import Progress
 
@@ -69,18 +70,19 @@ def apply_rewrites(state: Compressed, data: CalibrationData, on_progress: Progre
 
     All together are proven on up to :data:`IMAGES` calibration images and on images with extreme borders: no output moves by
     more than :data:`TOLERANCE` of the largest. Each by itself is proven on a few of them first, and on all where together they
-    move more. Those named ``off`` are left out.
+    move more. Where tokens merge, the rewritten module merges those that the module did, and what it would have chosen by is
+    held to the same tolerance. Those named ``off`` are left out.
     """
     began = time.monotonic()
     macs = count_macs(state.module, state.preprocessing)
     on_progress.start("rewrite", "rewriting exactly", len(REWRITES), "rewrites")
     pixels = _with_extremes(data.pixels[:IMAGES])
-    expected = _outputs(state.module, pixels, state.preprocessing)
-    walked = _walk(state, pixels[-FIRST_LOOK:], expected[-FIRST_LOOK:], off, on_progress)
-    moved = _moved(walked.state.module, pixels, walked.state.preprocessing, expected)
+    every, few = _original(state, pixels), _original(state, pixels[-FIRST_LOOK:])
+    walked = _walk(state, few, off, on_progress)
+    moved = _moved(walked.state.module, walked.state.preprocessing, every)
     if isinstance(moved, str) or moved > TOLERANCE:
-        walked = _walk(state, pixels, expected, off, on_progress)
-        moved = _moved(walked.state.module, pixels, walked.state.preprocessing, expected)
+        walked = _walk(state, every, off, on_progress)
+        moved = _moved(walked.state.module, walked.state.preprocessing, every)
     summary = "no rewrite was applied"
     if walked.layers:
         summary = (
@@ -112,9 +114,21 @@ class _Walked:
     details: dict[str, str]
 
 
-def _walk(
-    state: Compressed, pixels: NDArray[np.uint8], expected: torch.Tensor, off: Collection[str], on_progress: Progress
-) -> _Walked:
+@dataclass(frozen=True)
+class _Original:
+    """What the module gives for ``pixels`` before it is rewritten, and which tokens merged on the way."""
+
+    pixels: NDArray[np.uint8]
+    outputs: torch.Tensor
+    choices: Choices
+
+
+def _original(state: Compressed, pixels: NDArray[np.uint8]) -> _Original:
+    with keeping() as choices:
+        return _Original(pixels, _outputs(state.module, pixels, state.preprocessing), choices)
+
+
+def _walk(state: Compressed, original: _Original, off: Collection[str], on_progress: Progress) -> _Walked:
     layers: dict[str, int] = {}
     refused: list[str] = []
     details: dict[str, str] = {}
@@ -123,13 +137,13 @@ def _walk(
         if name in off:
             details[name] = "switched off by the recipe"
             continue
-        subject = Subject(state.module, state.preprocessing, normalise(pixels[:2], state.preprocessing))
+        subject = Subject(state.module, state.preprocessing, normalise(original.pixels[:2], state.preprocessing))
         applied = importlib.import_module(place).rewrite(subject)
         if isinstance(applied, str):
             details[name] = f"does not apply: {applied}"
             continue
         preprocessing = applied.preprocessing or state.preprocessing
-        moved = _moved(applied.module, pixels, preprocessing, expected)
+        moved = _moved(applied.module, preprocessing, original)
         if isinstance(moved, str) or moved > TOLERANCE:
             why = moved if isinstance(moved, str) else f"outputs moved by {moved:.1e} of the largest, at most {TOLERANCE:g}"
             details[name] = f"refused: {why}"
@@ -161,13 +175,18 @@ def _outputs(module: torch.nn.Module, pixels: NDArray[np.uint8], preprocessing: 
     return torch.cat(parts)
 
 
-def _moved(module: Any, pixels: NDArray[np.uint8], preprocessing: Preprocessing, expected: torch.Tensor) -> float | str:
-    """The largest change of an output as a share of the largest output, or why there is none to tell."""
+def _moved(module: Any, preprocessing: Preprocessing, original: _Original) -> float | str:
+    """The largest change of an output as a share of the largest output, or of a gain where tokens merge; or why there is none
+    to tell."""
     try:
-        outputs = _outputs(module, pixels, preprocessing)
+        with repeating(original.choices):
+            outputs = _outputs(module, original.pixels, preprocessing)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as e:
         return f"the rewritten module fails: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
+    expected = original.outputs
     if outputs.shape != expected.shape:
         return f"outputs of shape {tuple(outputs.shape)}, expected {tuple(expected.shape)}"
+    if original.choices.left:
+        return f"{original.choices.left} merges of tokens are left out"
     moved = float((outputs - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
-    return moved if moved == moved else "outputs are no longer numbers"
+    return max(moved, original.choices.moved) if moved == moved else "outputs are no longer numbers"

@@ -6,6 +6,7 @@ import copy
 import sys
 import types
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def rewritten(module: Any, off: tuple[str, ...] = ()) -> Compressed:
     return apply_rewrites(Compressed(module, SHAPE, module), DATA, Recorder(), off)
 
 
+def put_first(broken: Callable[[Any], Applied], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rewrite of the name ``broken`` comes before all others."""
+    module = types.ModuleType("broken_rewrite")
+    module.rewrite = broken  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "broken_rewrite", module)
+    monkeypatch.setattr(rewrite, "REWRITES", {"broken": "broken_rewrite", **REWRITES})
+
+
 def applied(state: Compressed) -> set[str]:
     return {name for name, text in state.reports[-1].details.items() if text[0].isdigit()}
 
@@ -104,6 +113,45 @@ def test_every_answer_stays(make: Any, expected: set[str]) -> None:
     assert np.abs(outputs(state, fresh[:1]) - reference[:1]).max() <= 1e-4 * np.abs(reference).max(), "one image at a time"
 
 
+def nearly_tied_vit() -> Any:
+    """Every pair of its tokens is as much alike as any other, up to float noise, though the tokens differ: which pairs merge is
+    anybody's guess, and another guess is another answer."""
+    torch = import_torch()
+    module = merged_vit()
+    width = 48
+    with torch.no_grad():
+        for block in module.blocks:
+            block.attn.qkv.weight[width : 2 * width].mul_(1e-5)
+            block.attn.qkv.bias[width : 2 * width].fill_(1.0)
+    return module
+
+
+def test_near_ties_between_tokens_that_merge_keep_no_rewrite_out() -> None:
+    assert applied(rewritten(nearly_tied_vit())) == {"norm_affine", "class_token", "attention", "centre", "pixels", "patches"}
+
+
+def test_a_rewrite_that_would_merge_other_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its outputs are right as long as it is told what merges: that is not enough."""
+
+    def broken(subject: Any) -> Applied:
+        made = copy.deepcopy(subject.module)
+        made.blocks[0].attn.register_forward_hook(lambda _layer, _args, out: (out[0], out[1].flip(1), *out[2:]))
+        return Applied(made, 1)
+
+    put_first(broken, monkeypatch)
+    assert rewritten(merged_vit()).reports[-1].details["broken"].startswith("refused: outputs moved by")
+
+
+def test_a_rewrite_that_leaves_a_merge_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(subject: Any) -> Applied:
+        made = copy.deepcopy(subject.module)
+        made.blocks.schedule.pop(1)
+        return Applied(made, 1)
+
+    put_first(broken, monkeypatch)
+    assert rewritten(merged_vit()).reports[-1].details["broken"] == "refused: 1 merges of tokens are left out"
+
+
 def test_the_last_block_computes_less_and_the_report_counts_it() -> None:
     macs = rewritten(vit()).reports[-1].macs
     assert macs is not None and macs.after < 0.9 * macs.before
@@ -128,10 +176,7 @@ def test_one_that_breaks_parity_is_refused_by_name_and_the_rest_goes_on(fault: s
             made.head = torch.nn.Linear(7, 10)
         return Applied(made, 1)
 
-    module = types.ModuleType("broken_rewrite")
-    module.rewrite = broken  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "broken_rewrite", module)
-    monkeypatch.setattr(rewrite, "REWRITES", {"broken": "broken_rewrite", **REWRITES})
+    put_first(broken, monkeypatch)
     state = rewritten(vit())
     report = state.reports[-1]
     assert report.details["broken"].startswith("refused: ") and "broken" in report.summary.split("refused")[1]
