@@ -214,6 +214,7 @@ def test_what_a_roll_out_cannot_do_is_said_before_anything_is_done(
 ) -> None:
     unlabelled = tiny.make_bundle(fleet.signer, version=7, evaluation=False).write(tmp_path / "unlabelled")
     before = active(fleet, "box-3")
+    assert run_cli(["deploy", str(bundles[6]), "box-1", "--allow-older"]) == 0
     code, _, said = command(capsys, "deploy", unlabelled, "box-1", "--wave", "1")
     assert code == 2 and "accuracy cannot be judged: no labelled images" in said and "--without-gate accuracy" in said
     code, _, said = command(capsys, "deploy", unlabelled, "box-1", "box-3", "--wave", "1", "--wave", "100%", "--pause")
