@@ -39,6 +39,17 @@ class SmallFleet:
         """End everything that works on these devices, as a power cut would."""
         kill(find_agents(*(t.root for t in self.targets)))
 
+    def clear(self) -> None:
+        """End everything that works on these devices, and leave them as they were provisioned: nothing was ever deployed."""
+        self.kill_agents()
+        for target in self.targets:
+            root = Path(target.root)
+            for name in ("active.json", "operator.json"):
+                (root / name).unlink(missing_ok=True)
+            for name in ("blobs", "bundles", "queue", "spool", "accuracy"):
+                if (root / name).exists():
+                    shutil.rmtree(root / name)
+
 
 @contextlib.contextmanager
 def small_fleet(account: Account, count: int) -> Iterator[SmallFleet]:
