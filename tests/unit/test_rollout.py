@@ -175,6 +175,8 @@ def test_what_cannot_be_judged_is_known_before_anything_is_done() -> None:
     before = compared([1.0], [1.0]).job.variants[0]
     here = facts(bundles=(InstalledBundle(before.bundle, "vit", 1),))
     assert [name for name, _ in find_unjudgeable(Limits(), manifest, here, None)] == list(GATES)
+    damaged = dataclasses.replace(here, absent={"active": "active.json is damaged"})
+    assert {why for _, why in find_unjudgeable(Limits(), manifest, damaged, None)} == {"active.json is damaged"}
     assert {why for _, why in find_unjudgeable(Limits(), manifest, facts(), before)} == {
         f"the bundle {before.bundle[:12]} that was active before is gone from it"
     }
