@@ -64,7 +64,7 @@ def find_unjudgeable(limits: Limits, manifest: Manifest, facts: Facts, before: V
     """The gates that cannot be judged on a device whatever is measured, each with why."""
     wanted = limits.wanted
     if before is None:
-        return [(name, facts.absent.get("active", "nothing was active before")) for name in wanted]
+        return [(name, facts.absent.get("active", "nothing was active before it")) for name in wanted]
     if all(b.bundle != before.bundle for b in facts.bundles):
         return [(name, f"the bundle {before.bundle[:12]} that was active before is gone from it") for name in wanted]
     if "accuracy" in wanted and manifest.evaluation is None:

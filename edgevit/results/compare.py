@@ -74,7 +74,7 @@ def _compare(run: Run, a: Variant, b: Variant, measured: dict[Variant, Measureme
         logs.append(statistics.fmean(map(math.log, medians[1])) - statistics.fmean(map(math.log, medians[0])))
         for side, values in zip(kept, medians, strict=True):
             side += values
-    absent = "" if len(logs) >= LEAST_BLOCKS else f"{len(logs)} blocks are left, {LEAST_BLOCKS} are needed"
+    absent = "" if len(logs) >= LEAST_BLOCKS else f"{len(logs)} of the {LEAST_BLOCKS} blocks that it needs are left"
     mean = statistics.fmean(logs) if logs and not absent else None
     return Comparison(
         target=run.job.target,

@@ -97,7 +97,7 @@ def test_a_falsified_series_takes_its_block_alone() -> None:
 def test_too_few_blocks_give_no_ratio_and_say_why() -> None:
     made = change_series(compared([10.0] * 6, [5.0] * 6), 0, 0, waiting=3.0)
     (c,) = compare_pairs(made)
-    assert (c.ratio, c.interval, c.differs) == (None, None, None) and c.absent == "2 blocks are left, 3 are needed"
+    assert (c.ratio, c.interval, c.differs) == (None, None, None) and c.absent == "2 of the 3 blocks that it needs are left"
     gone = dataclasses.replace(made, measurements=made.measurements[:1])
     (c,) = compare_pairs(gone)
     assert c.ratio is None and "B was not reached" in c.left_out[-1]
@@ -114,7 +114,7 @@ def test_what_is_shown() -> None:
     text = console.export_text()
     assert "B ÷ A  0.5000 (0.5000 to 0.5000, 95 %), 3 blocks" in text and "B is 2.000 times as fast" in text
     assert "no difference can be told" in text and "--blocks 16" in text
-    assert "no ratio: 2 blocks are left" in text and "left out: block 1: A: series 1: 1 pages were swapped" in text
+    assert "no ratio: 2 of the 3 blocks that it needs are left" in text and "left out: block 1: A: series 1: 1 pages were swapped" in text
     assert json_comparisons(found)[0]["a"]["artifact"] == "fp32-onnx"
 
 

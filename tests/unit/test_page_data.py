@@ -105,7 +105,7 @@ def test_pairs_and_operators_stand_in_the_data() -> None:
     )
     plan = dataclasses.replace(made.job.plan, order="mirrored", processes=6)
     data = shown(dataclasses.replace(made, job=dataclasses.replace(made.job, plan=plan)))
-    assert "no ratio: 1 blocks are left" in data["plans"]["pairs"][0]["words"]
+    assert "no ratio: 1 of the 3 blocks that it needs are left" in data["plans"]["pairs"][0]["words"]
     (profile,) = data["operators"]
     assert profile["kinds"] == [["Gemm", 0.5, 50], ["Add", 0.5, 50]] and profile["total"] == 1
     assert data["operators_absent"] == ["none"]
