@@ -114,7 +114,7 @@ def test_what_is_shown() -> None:
     text = console.export_text()
     assert "B ÷ A  0.5000 (0.5000 to 0.5000, 95 %), 3 blocks" in text and "B is 2.000 times as fast" in text
     assert "no difference can be told" in text and "--blocks 16" in text
-    assert "no ratio: 2 of the 3 blocks that it needs are left" in text and "left out: block 1: A: series 1: 1 pages were swapped" in text
+    assert "no ratio: 2 of the 3 blocks" in text and "left out: block 1: A: series 1: 1 pages were swapped" in text
     assert json_comparisons(found)[0]["a"]["artifact"] == "fp32-onnx"
 
 
