@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import ModelInfo, Preprocessing, WireError
-from edgevit.cache import Cache, digest_of
+from edgevit.cache import Cache, digest_of, hash_file
 from edgevit.data import resize_short_of
 from edgevit.errors import ModelError, UnknownName
 from edgevit.labels import read_labels
@@ -117,7 +117,9 @@ def load_model(source: ModelSource) -> LoadedModel:
 
     info = ModelInfo(
         name=source.name,
-        digest=digest_of(source._settings(), module_digest(module), list(labels or ())),
+        digest=digest_of(
+            source._settings(), module_digest(module), _factory_source(source), vars(preprocessing), list(labels or ())
+        ),
         weights=_weights_text(source),
         classes=classes,
         parameters=sum(p.numel() for p in module.parameters()),
@@ -250,16 +252,46 @@ def _described(output: Any) -> str:
 
 
 def module_digest(module: Any) -> str:
-    """SHA-256 over structure, every weight, and the source files of the person's own classes."""
+    """SHA-256 over structure, every weight and buffer, the plain settings of every part (heads, scales, which tokens merge),
+    and the source files of the person's own classes."""
     digest = hashlib.sha256(str(module).encode())
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    torchs_own = vars(import_torch().nn.Module()).keys()
+    settings = [
+        [name, key, _plain(value)]
+        for name, part in module.named_modules()
+        for key, value in sorted(vars(part).items())
+        if key not in torchs_own
+    ]
+    digest.update(digest_of(settings).encode())
     own = {type(m) for m in module.modules() if type(m).__module__.split(".")[0] not in ("torch", "timm")}
     files = {inspect.getsourcefile(c) for c in own if c.__module__ != "__main__"}
     for file in sorted(f for f in files if f):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON holds it; of anything but numbers, words and collections of them only its type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return [[_plain(k), _plain(v)] for k, v in value.items()]
+    return type(value).__qualname__
+
+
+def _factory_source(source: ModelSource) -> list[str]:
+    """SHA-256 of the files that a person's factory stands in: it may change a module in ways that no part of it shows."""
+    if not source.is_factory:
+        return []
+    module_name, _, attribute = source.name.partition(":")
+    defined_in = getattr(getattr(sys.modules[module_name], attribute), "__module__", module_name)
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in dict.fromkeys((module_name, defined_in))]
+    return [hash_file(Path(file)) for file in files if file]
 
 
 def _weights_text(source: ModelSource) -> str:

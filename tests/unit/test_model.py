@@ -234,6 +234,43 @@ def test_the_fast_digest_needs_no_torch_and_follows_the_file(finetuned: Path, tm
     assert ModelSource(f"{SUPPORT}:tiny_vit", random_weights=True).fast_digest(cache) is None
 
 
+def test_a_model_whose_images_are_prepared_otherwise_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support import models
+
+    asked, made = ModelSource(f"{SUPPORT}:tiny_vit", random_weights=True), models.tiny_vit
+
+    def brighter() -> Any:
+        module = made()
+        module.pretrained_cfg = {**module.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
+        return module
+
+    first = load_model(asked).info.digest
+    assert load_model(asked).info.digest == first
+    monkeypatch.setattr(models, "tiny_vit", brighter)
+    assert load_model(asked).info.digest != first, "a build of it would be taken from the cache, with the old mean"
+
+
+@pytest.mark.parametrize("change", ["merges", "heads", "buffer"])
+def test_modules_of_equal_weights_that_compute_otherwise_differ(change: str) -> None:
+    import copy
+
+    from edgevit.compress.merge_tokens import restructure
+    from edgevit.model import module_digest
+
+    timm, torch = import_timm(), import_torch()
+    plain = timm.create_model(VIT, num_classes=3, img_size=64, depth=2).eval()
+    plain.register_buffer("mask", torch.zeros(4), persistent=False)
+    one, other = copy.deepcopy(plain), copy.deepcopy(plain)
+    if change == "merges":
+        one, other = (restructure(m, {"merge": [[0, n]]}) for m, n in ((one, 2), (other, 6)))
+    elif change == "heads":
+        other.blocks[1].attn.num_heads = 1
+    else:
+        other.mask[0] = 1.0
+    assert module_digest(one) != module_digest(other), "the float file of one would be taken for the other's"
+    assert module_digest(one) == module_digest(copy.deepcopy(one))
+
+
 def test_weights_without_reading_permission_to_run_code_stay_data(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> Any:
