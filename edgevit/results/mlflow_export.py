@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from edgevit.results.summary import Summary
 
 TAG = "edgevit.measurement"
-"""Names the measurement an MLflow run was made from: run, artifact, runtime, provider and threads."""
+"""Names the measurement an MLflow run was made from: run, bundle, artifact, runtime, provider and threads. A run often measures
+several bundles, and their artifacts are called alike."""
 
 MAX_PARAM = 500
 
@@ -53,7 +54,7 @@ def export_to_mlflow(
 def _add(client: Any, experiment: str, s: Summary, row: Row) -> bool:
     from mlflow.entities import Metric, Param, RunTag
 
-    name = f"{s.run_id}/{s.artifact}/{s.runtime}/{s.provider}/{s.threads}"
+    name = f"{s.run_id}/{s.bundle}/{s.artifact}/{s.runtime}/{s.provider}/{s.threads}"
     quoted = name.replace("'", "")
     if client.search_runs([experiment], f"tags.`{TAG}` = '{quoted}'", max_results=1):
         return False

@@ -26,7 +26,7 @@ from edgevit.results.retention import plan_pruning
 from edgevit.results.stats import summarize_all
 from edgevit.results.store import Batch, RunOutline, Store, open_store
 from tests.support.judged import mixed, valid
-from tests.support.runs import failed, measurement, run
+from tests.support.runs import failed, measurement, run, sha
 from tests.unit.test_store import choice
 
 
@@ -137,17 +137,24 @@ def test_mlflow_gets_each_measurement_once(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = (tmp_path / "mlruns").as_uri()
-    summaries = summarize_all([run(measurements=(measurement(), failed()))], valid)
+    # Another bundle's artifact of the same name, as studies have them.
+    namesake = measurement(bundle_name="pruned", variant=dataclasses.replace(measurement().variant, bundle=sha("pruned")))
+    summaries = summarize_all([run(measurements=(namesake, measurement(), failed()))], valid)
     rows = list(exports.figure_rows(summaries))
-    assert export_to_mlflow(summaries, rows, uri, "boards", Quiet()) == (2, 0)
-    assert export_to_mlflow(summaries, rows, uri, "boards", Quiet()) == (0, 2)
+    assert export_to_mlflow(summaries, rows, uri, "boards", Quiet()) == (3, 0)
+    assert export_to_mlflow(summaries, rows, uri, "boards", Quiet()) == (0, 3)
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("boards")
     assert experiment is not None
-    found = {r.data.params["artifact"]: r for r in client.search_runs([experiment.experiment_id])}
+    kept = client.search_runs([experiment.experiment_id])
+    assert sorted(r.data.params["bundle_name"] for r in kept if r.data.params["artifact"] == "fp32-onnx") == [
+        "deit-tiny-fp32",
+        "pruned",
+    ]
+    found = {r.data.params["artifact"]: r for r in kept if r.data.params["bundle_name"] != "pruned"}
     good, bad = found["fp32-onnx"], found["int8-static-onnx"]
-    assert good.data.metrics["p50_ms"] == summaries[0].p50_ms and good.data.metrics["valid"] == 1.0
-    assert good.data.tags[TAG] == "b1-pi4/fp32-onnx/onnxruntime/CPUExecutionProvider/4"
+    assert good.data.metrics["p50_ms"] == summaries[1].p50_ms and good.data.metrics["valid"] == 1.0
+    assert good.data.tags[TAG] == f"b1-pi4/{summaries[1].bundle}/fp32-onnx/onnxruntime/CPUExecutionProvider/4"
     assert "p50_ms" not in bad.data.metrics and bad.info.status == "FAILED"
 
 
