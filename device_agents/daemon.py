@@ -21,15 +21,14 @@ from typing import Optional, Sequence, Tuple
 
 from device_agents.clock import utc_now
 from device_agents.errors import Refused
-from device_agents.root import Root, open_with_mode
-from device_agents.servers import agent_argv, start_server
+from device_agents.root import Root, open_log
+from device_agents.servers import agent_argv, read_server_log, start_server
 from device_agents.systemd import notify, watchdog_seconds
 
 POLL_S = 1.0
 LOOK_EVERY_S = 10.0
 LOCK_WAIT_S = 10.0
 TIDY_EVERY_S = 3600.0
-MAX_LOG_BYTES = 1_000_000
 TIDY_LIMIT_S = 600.0
 DESCRIBE_LIMIT_S = 60
 SERVER_END_S = 8.0
@@ -224,7 +223,7 @@ class _Daemon:
 
     def _server_log(self) -> str:
         with contextlib.suppress(Refused):
-            return (self._root.read(self._root.log_path, 64 * 1024 * 1024) or b"")[-500:].decode("utf-8", "replace").strip()
+            return read_server_log(self._root)[-500:]
         return ""
 
     def _end_server(self) -> None:
@@ -268,14 +267,10 @@ class _Daemon:
             tidier.wait()
 
     def _say(self, text: str) -> None:
-        """One line into ``log/daemon.log`` (at most twice MAX_LOG_BYTES with its predecessor) and onto standard error."""
+        """One line into ``log/daemon.log`` and onto standard error."""
         line = "{} {}\n".format(utc_now(), " ".join(text.split()))
-        path = self._root.daemon_log_path
         with contextlib.suppress(OSError):  # a full disk must not end the daemon: systemd's journal has the line too
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_size > MAX_LOG_BYTES:
-                    os.replace(str(path), str(path) + ".1")
-            fd = open_with_mode(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, self._root.file_mode)
+            fd = open_log(self._root.daemon_log_path, self._root.file_mode)
             try:
                 os.write(fd, line.encode("utf-8"))
             finally:

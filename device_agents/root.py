@@ -19,6 +19,7 @@ from device_agents.errors import Refused, refuse_os_error
 from device_agents.limits import NAME_PATTERN, SHA256_PATTERN
 
 TEMP_PREFIX = ".tmp-"
+MAX_LOG_BYTES = 1_000_000
 SHARED_BITS = stat.S_ISGID | 0o070
 FOLDERS = ("agent", "blobs", "bundles", "queue", "spool", "accuracy", "log", "python", "engines")
 
@@ -304,6 +305,14 @@ class Root:
 
 def temp_name() -> str:
     return "{}{}-{}".format(TEMP_PREFIX, os.getpid(), os.urandom(8).hex())
+
+
+def open_log(path: Path, mode: int) -> int:
+    """A descriptor that appends to a log, which takes at most twice MAX_LOG_BYTES with its predecessor, ``.1``. OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_size > MAX_LOG_BYTES:
+            os.replace(str(path), str(path) + ".1")
+    return open_with_mode(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, mode)
 
 
 def open_with_mode(path: Path, flags: int, mode: int) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from typing import Any, List, Optional
 
+from device_agents.clock import utc_now
 from device_agents.errors import refuse_os_error
-from device_agents.root import Root, open_with_mode
+from device_agents.root import MAX_LOG_BYTES, Root, open_log
+
+_BEGINS = "a server begins"
+"""What stands before the lines of each server: the log keeps what earlier ones said."""
 
 
 def launcher_text() -> str:
@@ -38,8 +43,10 @@ def start_server(root: Root, agent_sha256: str) -> "Optional[subprocess.Popen[by
     if lock is None:
         return None
     try:
-        log = open_with_mode(root.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, root.file_mode)
+        log = open_log(root.log_path, root.file_mode)
         try:
+            with contextlib.suppress(OSError):  # a full disk must not keep a server from giving back what fills it
+                os.write(log, "{} {}\n".format(utc_now(), _BEGINS).encode("utf-8"))
             return subprocess.Popen(
                 agent_argv(sys.executable, agent_sha256, root, "serve", "--once", "--lock", str(lock)),
                 pass_fds=(lock,),
@@ -55,3 +62,11 @@ def start_server(root: Root, agent_sha256: str) -> "Optional[subprocess.Popen[by
         raise refuse_os_error(e, "starting the server") from e
     finally:
         os.close(lock)  # the server's copy still holds it
+
+
+def read_server_log(root: Root) -> str:
+    """What the latest server said, or the end of it. Raises ``io-error``."""
+    data = root.read(root.log_path, 64 * MAX_LOG_BYTES) or b""
+    said = data.decode("utf-8", "replace").splitlines()
+    begins = [number for number, line in enumerate(said) if line.endswith(" " + _BEGINS)]
+    return "\n".join(said[begins[-1] + 1 :] if begins else said).strip()

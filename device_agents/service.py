@@ -23,7 +23,7 @@ from device_agents.clock import utc_now
 from device_agents.console import Console
 from device_agents.errors import Refused
 from device_agents.protections import find_protections
-from device_agents.root import SHARED_BITS
+from device_agents.root import MAX_LOG_BYTES, SHARED_BITS
 from device_agents.servers import launcher_text
 from device_agents.spool import read_daemon
 from device_agents.store import Store
@@ -277,13 +277,16 @@ def describe_daemon(store: Store, agent_sha256: str, arguments: Sequence[str]) -
 
 
 def read_log(store: Store, lines: int) -> Dict[str, Any]:
-    """The last lines of the daemon's log and of its latest server's."""
-    tail: List[str] = []
-    for name in (str(store.daemon_log_path) + ".1", str(store.daemon_log_path)):
-        data = store.read(Path(name), 16 * 1024 * 1024) or b""
-        tail += data.decode("utf-8", "replace").splitlines()
-    server = (store.read(store.log_path, 64 * 1024 * 1024) or b"").decode("utf-8", "replace").splitlines()
-    return {"daemon": tail[-lines:], "server": server[-lines:]}
+    """The last lines of the daemon's log and of its servers'."""
+    return {"daemon": _last_lines(store, store.daemon_log_path, lines), "server": _last_lines(store, store.log_path, lines)}
+
+
+def _last_lines(store: Store, path: Path, lines: int) -> List[str]:
+    found: List[str] = []
+    for name in (str(path) + ".1", str(path)):
+        data = store.read(Path(name), 64 * MAX_LOG_BYTES) or b""
+        found += data.decode("utf-8", "replace").splitlines()
+    return found[-lines:]
 
 
 def _usage(pid: int) -> Tuple[Optional[float], Optional[float]]:

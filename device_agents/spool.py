@@ -18,7 +18,7 @@ from device_agents.clock import utc_now
 from device_agents.console import Console
 from device_agents.errors import Refused, refuse_os_error
 from device_agents.root import open_with_mode, sync_folder
-from device_agents.servers import ensure_server
+from device_agents.servers import ensure_server, read_server_log
 from device_agents.store import Store
 
 POLL_S = 0.1
@@ -160,7 +160,10 @@ def follow(store: Store, console: Console, agent_sha256: str, run_id: str) -> No
             checked = time.monotonic()
             starts += ensure_server(store, agent_sha256)
             if starts >= MAX_STARTS:
-                raise Refused("io-error", "the server ends without taking run {}: {}".format(run_id, _log_tail(store)))
+                raise Refused(
+                    "io-error",
+                    "the server ends without taking run {}: {}".format(run_id, (read_server_log(store)[-2000:] or "no log")),
+                )
         console.alive()
         time.sleep(POLL_S)
 
@@ -184,10 +187,6 @@ def _check_result(store: Store, run_id: str, data: bytes) -> None:
         "the result of run {} was damaged on the device's disk ({}); it is set aside as {}".format(run_id, problem, aside),
         "check the device's card, then bench again",
     )
-
-
-def _log_tail(store: Store) -> str:
-    return (store.read(store.log_path, 64 * 1024 * 1024) or b"")[-2000:].decode("utf-8", "replace").strip() or "no log"
 
 
 def _stream_part(store: Store, console: Console, run_id: str, offset: int) -> int:

@@ -191,8 +191,11 @@ def test_hostile_files_in_the_queue_are_removed_and_named(agent: AgentProcess, b
     (queue / "..json").write_text("{}")
     (queue / "g name with spaces.json").write_text("{}")
     with running(agent):
+        wait_for(
+            lambda: not (queue / "f-other.json").exists() and not servers(agent), "the end of the server that removes them"
+        )
         submit(agent, make_job(bundle, "honest"))
-        wait_for((agent.root / "spool" / "honest.run").exists, "the honest job's result")
+        wait_for((agent.root / "spool" / "honest.run").exists, "the honest job's result of the next server")
         log = (agent.root / "log" / "serve.log").read_text()
     assert sorted(p.name for p in queue.iterdir()) == ["..json", "g name with spaces.json"], (
         "names that are none are left alone"
