@@ -42,7 +42,7 @@ def foresee_garbage(store: Store, console: Console) -> Dict[str, Any]:
 def collect_garbage(store: Store, console: Console) -> Dict[str, Any]:
     """Remove bundles that are neither active, previous, newest of their name nor in a queued job, and blobs nobody needs."""
     with locked_blobs(store, console), console.heartbeat():
-        store.clean_temporaries(0.0)
+        store.clean_temporaries()
         kept = _needed_bundles(store)
         doomed = [d for d in store.bundle_digests() if d not in kept]
         for digest in doomed:

@@ -375,6 +375,21 @@ def test_gc_keeps_active_previous_newest_and_nothing_else(agent: AgentProcess, s
     assert refused(lambda: activate(agent, bundles[0])).code == "not-installed"
 
 
+def test_gc_leaves_alone_what_others_are_writing(agent: AgentProcess, bundle: TinyBundle) -> None:
+    """A result on its way into the spool, an environment's wheels: the process that their names tell of is at work."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine = [agent.root / folder / f".tmp-{os.getpid()}-00" for folder in ("spool", "queue")]
+    dead = agent.root / "spool" / f".tmp-{ended.pid}-00"
+    for path in (*mine, dead):
+        path.write_bytes(b"half")
+    scratch = agent.root / f".tmp-{os.getpid()}-11"
+    scratch.mkdir()
+    agent.call("gc")
+    assert all(path.exists() for path in (*mine, scratch)), "the writer's rename would fail"
+    assert not dead.exists()
+
+
 def test_uninstall_takes_what_is_named_and_nothing_that_is_used(agent: AgentProcess, signer: Signer) -> None:
     bundles = [make_bundle(signer, version=v, extra_blob=f'["{v}"]'.encode()) for v in (1, 2, 3, 4)]
     for bundle in bundles:
