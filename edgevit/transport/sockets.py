@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from typing import Any
 
 from edgevit.errors import Unreachable
 
@@ -29,14 +30,12 @@ def open_socket(name: str, host: str, port: int, timeout: float, family: str = "
         raise Unreachable(f"{name}: the name {host!r} was not found: {e}", hint=f"ping {host}") from e
     deadline = time.monotonic() + timeout
     met = []
-    for _family, _kind, _proto, _canonical, address in found:
+    for one, _kind, _proto, _canonical, address in found:
         left = deadline - time.monotonic()
         if left <= 0:
             break
         try:
-            sock = socket.create_connection(
-                (str(address[0]), int(address[1])), timeout=left, source_address=(bind_address, 0) if bind_address else None
-            )
+            sock = _connect(one, address, left, bind_address)
         except OSError as e:
             met.append(f"{address[0]}: {e.strerror or e}")
             continue
@@ -46,6 +45,20 @@ def open_socket(name: str, host: str, port: int, timeout: float, family: str = "
         f"{name}: {host} port {port} could not be reached within {timeout:g} s ({'; '.join(met) or 'no answer'})",
         hint=f"is it on, and does it run an SSH server? ssh -p {port} {host}",
     )
+
+
+def _connect(family: int, address: Any, timeout: float, bind_address: str) -> socket.socket:
+    """``address`` whole, as getaddrinfo gave it: a link-local one leads nowhere without its interface. Raises OSError."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        if bind_address:
+            sock.bind((bind_address, 0))
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def set_options(sock: socket.socket) -> None:

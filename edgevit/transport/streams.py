@@ -12,6 +12,8 @@ from edgevit.errors import LostLink
 MAX_LINE_BYTES = 64 * 1024 * 1024
 ERROR_TAIL_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
+LINE_COSTS_BYTES = 64
+"""What a line that waits takes here beside its own bytes: without it short ones would cost many times what is counted."""
 
 
 class LineFeed:
@@ -46,7 +48,7 @@ class LineFeed:
             for part in more:
                 line = b"".join(self._rest)
                 self._lines.append(line)
-                self._waiting_bytes += len(line)
+                self._waiting_bytes += len(line) + LINE_COSTS_BYTES
                 self._rest, self._rest_bytes = [part], len(part)
             if self._rest_bytes > MAX_LINE_BYTES:
                 self._loss = f"{self._name} sent a line of more than {MAX_LINE_BYTES:,} bytes, which no agent does"
@@ -60,6 +62,7 @@ class LineFeed:
             self._loss = self._loss or loss
             if self._rest_bytes and not self._loss:
                 self._lines.append(b"".join(self._rest))
+                self._waiting_bytes += self._rest_bytes + LINE_COSTS_BYTES
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -82,7 +85,7 @@ class LineFeed:
                     raise LostLink(f"{self._name} said nothing for {timeout:g} s")
                 self._changed.wait(left)
             line = self._lines.popleft()
-            self._waiting_bytes -= len(line)
+            self._waiting_bytes -= len(line) + LINE_COSTS_BYTES
             self._changed.notify_all()
             return line
 
