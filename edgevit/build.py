@@ -75,8 +75,16 @@ def build_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: 
     return make_bundle(request, out, signer, on_progress).bundle
 
 
-def make_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: Progress, identity: str | None = None) -> Built:
-    """:func:`build_bundle`, saying how it went. ``identity``: the model's digest where it was loaded already."""
+def make_bundle(
+    request: BuildRequest,
+    out: Path,
+    signer: Signer,
+    on_progress: Progress,
+    identity: str | None = None,
+    version: int | None = None,
+) -> Built:
+    """:func:`build_bundle`, saying how it went. ``identity``: the model's digest where it was loaded already. ``version``: that
+    of the bundle as it was made before; None for the next one of its name."""
     _check_request(request)
     verify_place(out, request.bundle_name)
     cache = Cache()
@@ -101,7 +109,7 @@ def make_bundle(request: BuildRequest, out: Path, signer: Signer, on_progress: P
     else:
         entry = _build(request, model or _load(request, on_progress), cache, key, on_progress)
     manifest = wire.decode(wire.Manifest, entry.meta["manifest"], "cached manifest")
-    manifest = replace(manifest, version=_version(cache, manifest.name, key))
+    manifest = replace(manifest, version=_version(cache, manifest.name, key) if version is None else version)
     on_progress.start("pack", f"packing {manifest.name}")
     manifest, by_sha = with_chunk_index(manifest, {path.name: path for path in entry.files.values()})
     bundle = write_bundle(out, manifest, by_sha, signer)

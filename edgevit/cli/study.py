@@ -195,7 +195,8 @@ class Measuring:
         from edgevit.progress import Quiet
 
         place = self.root / result.cell.folder
-        made = make_bundle(result.cell.request, place, lambda d: signing.sign(d, self.key), Quiet(), result.identity)
+        version = None if result.known is None else result.known.manifest.version
+        made = make_bundle(result.cell.request, place, lambda d: signing.sign(d, self.key), Quiet(), result.identity, version)
         return made.bundle
 
     def _found(self, target: str) -> dict[str, list[Summary]]:

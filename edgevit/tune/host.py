@@ -19,7 +19,7 @@ from edgevit.profile import Profile
 from edgevit.progress import Progress, Quiet
 from edgevit.study.file import StudyModel
 from edgevit.study.grid import CellResult, build_cells
-from edgevit.study.plan import Cell, KnownModel, format_reason, with_models
+from edgevit.study.plan import Cell, KnownModel, cell_key, find_known, format_reason, with_models
 from edgevit.study.rows import pair, size_after
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.limits import Limits, misses
@@ -104,7 +104,12 @@ class Host:
         drawn = Drawn(candidate.recipe, candidate.format, candidate.threads, candidate.label)
         key = self.asked.key
         identity = self.survey.known.identity
-        bundle = make_bundle(self.asked.request(drawn), place, lambda d: signing.sign(d, key), Quiet(), identity).bundle
+        # The version that was counted: since then another search may have built bundles of the same name.
+        known = find_known(cell_key(self._cell(drawn), identity, self.sets), self.cache)
+        version = None if known is None else known.manifest.version
+        bundle = make_bundle(
+            self.asked.request(drawn), place, lambda d: signing.sign(d, key), Quiet(), identity, version
+        ).bundle
         if bundle.digest != candidate.bundle:
             raise BuildError(
                 f"{candidate.label}: packed anew it is bundle {bundle.digest}, and {candidate.bundle} was counted; the "

@@ -7,15 +7,28 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgevit import signing
+from edgevit.build import build_bundle
 from edgevit.bundle import open_bundle
+from edgevit.cache import Cache
 from edgevit.cli import run_cli
+from edgevit.model import ModelSource
+from edgevit.profile import load_profile
+from edgevit.progress import Progress, Quiet
 from edgevit.recipe import load_recipe
 from edgevit.results.store import open_store
+from edgevit.study.file import StudyModel
+from edgevit.tune.host import Asked, Host
+from edgevit.tune.limits import Limits
+from edgevit.tune.space import Drawn
+from edgevit.workers import Failure, Outcome, Task, perform
 from tests.support.local import installed_locally
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +124,34 @@ def test_a_search_killed_while_it_measures_goes_on_and_measures_nothing_twice(
     jobs = [{v.bundle for v in r.job.variants} for r in runs]
     base, other = (c["bundle"] for c in got["candidates"])
     assert sum(other in job for job in jobs) == 1 and all(base in job for job in jobs) and len(jobs) == 2
+
+
+class Here:
+    """An engine in this process."""
+
+    jobs = 1
+
+    def run(self, next_task: Callable[[], Task | None], progress: Progress) -> Iterator[Outcome]:
+        while (task := next_task()) is not None:
+            value = perform(task, progress)
+            failed = isinstance(value, Failure)
+            yield Outcome(task, None if failed else value, value if failed else None, os.getpid())
+
+
+def test_a_candidate_is_packed_as_it_was_counted_whatever_was_built_since(
+    home: Path, images: Path, key: Path, tmp_path: Path
+) -> None:
+    source = ModelSource("tests.support.models:tiny_vit", random_weights=True)
+    model = StudyModel(source.name, source, None, images, (), None)
+    asked = Asked(model, (load_profile("generic-x86-64"),), 1, key)
+    host = Host(asked, Here(), Cache(), tmp_path / "cells", Quiet(), Limits(1.0))
+    drawn = Drawn(load_recipe("fp32"), "onnx", 1, "fp32")
+    counted = host.baseline(0, drawn)
+    # A bundle of the same name from other images, as another search makes it.
+    other = replace(asked.request(drawn), calib_data=images)
+    newer = build_bundle(other, tmp_path / "other", lambda d: signing.sign(d, key), Quiet())
+    packed = host.pack(counted, tmp_path / "ship")
+    assert packed.digest == counted.bundle and newer.manifest.version > packed.manifest.version
 
 
 def test_a_ray_cluster_builds_the_same_files_as_processes(
