@@ -30,6 +30,8 @@ class RunStore(Protocol):
 
     def add_run(self, run: wire.Run) -> bool: ...
 
+    def runs_of(self, run_ids: Sequence[str]) -> list[wire.Run]: ...
+
 
 def now() -> str:
     """UTC, ISO 8601, whole seconds."""
@@ -88,7 +90,7 @@ def measure(
     submitted: bool = False,
 ) -> Measured:
     """Submit ``job`` (unless ``submitted`` says that it was), follow it to its end through lost links, store the run,
-    acknowledge it.
+    acknowledge it. A run that another command brought home into the same store meanwhile is taken from there.
 
     ``reconnect`` makes a fresh agent for the same device. Submitting twice is harmless (the device knows ``run_id``), so a
     link lost while submitting is taken up the same way. Raises what the device or the link says once all attempts are used;
@@ -102,10 +104,16 @@ def measure(
             if home is None:
                 if not submitted:
                     agent.submit(job)
+                    submitted = True
                 run = agent.follow(job.run_id, progress)
                 home = Measured(run=run, newly_stored=store.add_run(run))
             agent.ack(job.run_id)
             return home
+        except DeviceRefused as error:
+            stored = store.runs_of([job.run_id]) if error.code == "no-such-run" else []
+            if not stored:
+                raise
+            return Measured(run=stored[0], newly_stored=False)
         except (LostLink, Unreachable) as error:
             if reconnect is None or attempt == RECONNECTS:
                 if home is not None:
@@ -113,10 +121,7 @@ def measure(
                         job.target, 0, f"the link is lost; run {job.run_id} is stored, {job.target} keeps its copy"
                     )
                     return home
-                raise type(error)(
-                    f"{error} (run {job.run_id} goes on there; its result waits on the device)",
-                    hint=f"edgevit collect {job.target}",
-                ) from error
+                raise left_behind(error, job, submitted=submitted) from error
             progress.advance(job.target, 0, f"link lost, trying again in {delay:.1f} s")
             time.sleep(delay)
             delay = min(delay * 2, 20.0)
@@ -125,6 +130,15 @@ def measure(
             except (LostLink, Unreachable):
                 continue
     raise LostLink(f"{job.target}: no answer", hint=f"edgevit collect {job.target}")
+
+
+def left_behind(error: LostLink | Unreachable, job: wire.Job, *, submitted: bool) -> LostLink | Unreachable:
+    """``error``, with what it means for the run of ``job``: ``submitted`` where the device said that it has it."""
+    if submitted:
+        said = f"{error} (run {job.run_id} goes on there; its result waits on the device)"
+        return type(error)(said, hint=f"edgevit collect {job.target}")
+    said = f"{error} (whether {job.target} has run {job.run_id} is not known: it was cut off while submitting)"
+    return type(error)(said, hint=f"edgevit collect {job.target} tells; where it does not, the same command again")
 
 
 def _store_and_acknowledge(agent: Agent, run: wire.Run, store: RunStore) -> Measured:

@@ -225,12 +225,13 @@ class FleetBench:
         return Rest(lambda _turn: self._come_back(target, job, submitted))
 
     def _come_back(self, target: Target, job: Job, submitted: bool) -> str:
+        from edgevit.bench import left_behind
+
         with ExitStack() as opened:
             try:
                 session = opened.enter_context(open_session(target, self.sign_key))
             except (LostLink, Unreachable) as error:
-                said = f"{error} (run {job.run_id} goes on there; its result waits on the device)"
-                raise type(error)(said, hint=f"edgevit collect {target.name}") from error
+                raise left_behind(error, job, submitted=submitted) from error
             return self._finish(session, job, submitted)
 
     def _finish(self, session: Session, job: Job, submitted: bool) -> str:

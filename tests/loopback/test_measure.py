@@ -10,7 +10,7 @@ import pytest
 
 from edgevit import bench
 from edgevit.bundle import open_bundle
-from edgevit.errors import LostLink
+from edgevit.errors import DeviceRefused, LostLink
 from edgevit.fleet.agent import Agent
 from edgevit.progress import Quiet
 from edgevit.results.store import Store
@@ -99,3 +99,30 @@ def test_a_run_that_somebody_else_brought_home_stops_nothing(device: tuple[Path,
     raced = Raced(LocalTransport("local"), sys.executable, str(root))
     assert [m.run.job.run_id for m in bench.bring_home(raced, store, Quiet(), wait=False)] == ["run-2"]
     assert [run.job.run_id for run in store.runs()] == ["run-2"] and agent.waiting() == ()
+
+
+def test_a_run_that_collect_brought_home_meanwhile_is_taken_from_the_store(
+    device: tuple[Path, TinyBundle], store: Store
+) -> None:
+    """The job was submitted and put off for other devices; `edgevit collect` on this machine was there first."""
+    root, made = device
+    agent = agent_at(root, lambda command: False)
+    job = make_job(made, "run-1", made.variant())
+    agent.submit(job)
+    (home,) = bench.bring_home(agent, store, Quiet(), wait=True)
+    measured = bench.measure(agent, job, store, Quiet(), submitted=True)
+    assert measured.run == home.run and not measured.newly_stored
+    with Store("sqlite:///:memory:") as other, pytest.raises(DeviceRefused, match="no-such-run"):
+        bench.measure(agent, job, other, Quiet(), submitted=True)
+
+
+@pytest.mark.parametrize(("command", "said"), [("submit", "is not known"), ("follow", "its result waits on the device")])
+def test_a_link_that_stays_lost_says_what_is_known_of_the_run(
+    device: tuple[Path, TinyBundle], store: Store, command: str, said: str
+) -> None:
+    root, made = device
+    agent = agent_at(root, lambda one: False)
+    lost = LostLink("box: the link was cut")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LostLink, match=said):
+        patch.setattr(agent, command, lambda *_: (_ for _ in ()).throw(lost))
+        bench.measure(agent, make_job(made, "run-1", made.variant()), store, Quiet())
