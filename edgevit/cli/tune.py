@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ def tune(
     from edgevit.engines import open_engine
     from edgevit.plans import PLANS
     from edgevit.results.store import open_store
-    from edgevit.tune.host import Host
+    from edgevit.tune.host import Host, survey_model
     from edgevit.tune.limits import Limits, verify_limits, verify_measurable
     from edgevit.tune.search import Effort, Search
     from edgevit.tune.trials import Trials
@@ -125,12 +126,14 @@ def tune(
         verify_measurable(limits, facts)
         verify_threads(threads, facts)
         rest = [*map(str, vars(limits).items()), *threads, seed]
-        asked, digest = what_is_asked(model, given, options, profiles, key, rest)
-        folder = places.data_dir() / "tune" / digest[:16]
-        root = cache.root / "tune" / digest[:16]
-        with open_engine(engine_name, jobs) as engine, Trials(folder, seed) as kept:
+        with ExitStack() as opened:
+            engine = opened.enter_context(open_engine(engine_name, jobs))
+            survey = survey_model(model.source, engine, cache, progress)
+            asked, digest = what_is_asked(model, [survey.known.identity, *given], options, profiles, key, rest)
+            root = cache.root / "tune" / digest[:16]
+            kept = opened.enter_context(Trials(places.data_dir() / "tune" / digest[:16], seed))
             progress.start("tune", f"searching for {seconds / 60:g} minutes", round(seconds), "s")
-            host = Host(asked, engine, cache, root, progress, limits)
+            host = Host(asked, survey, engine, cache, root, progress, limits)
             road = Road(store, progress, key, facts, host, kept)
             space = the_space(kept, host, facts, profiles, options["model_formats"], threads)
             search = Search(
@@ -162,14 +165,14 @@ def verify_threads(threads: Sequence[int], facts: Mapping[str, Facts]) -> None:
 
 
 def what_is_given(options: dict[str, Any], cache: Any) -> tuple[StudyModel, list[Any]]:
-    """The model with its data, and what identifies both: read before anything is made or any target is asked."""
+    """The model with its data, and what identifies the data: read before anything is made or any target is asked."""
     from edgevit.data import open_data
     from edgevit.study.file import StudyModel
 
     source = model_source(options)
     model = StudyModel(source.name, source, options["calib_data"], options["eval_data"], tuple(options["train_data"]), None)
-    sets = [open_data(path, cache).digest for path in (model.eval, model.calib, *model.train) if path is not None]
-    return model, [vars(source), source.fast_digest(cache), sets]
+    data = (model.eval, model.calib, *model.train)
+    return model, [vars(source), [None if path is None else open_data(path, cache).digest for path in data]]
 
 
 def what_is_asked(
@@ -180,14 +183,15 @@ def what_is_asked(
     key: Path,
     rest: Sequence[Any],
 ) -> tuple[Asked, str]:
-    """What is built from, and the digest by which this very search is known again."""
+    """What is built from, and the digest by which this very search is known again: over all that changes what it builds."""
     from edgevit.build import code_digest
-    from edgevit.cache import digest_of
+    from edgevit.cache import digest_of, tool_versions
     from edgevit.tune.host import Asked
 
     boards = tuple({p.name: p for p in profiles.values()}.values())
-    names = [[name, p.name] for name, p in profiles.items()]
-    digest = digest_of("tune", *given, names, options["model_formats"], options["batch"], list(rest), code_digest())
+    named = [[name, p.model_dump(mode="json")] for name, p in profiles.items()]
+    made_by = [code_digest(), tool_versions()]
+    digest = digest_of("tune", *given, named, options["model_formats"], options["batch"], list(rest), made_by)
     return Asked(model, boards, options["batch"], key), digest
 
 

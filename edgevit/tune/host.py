@@ -11,10 +11,11 @@ from typing import Any
 from device_agents import wire
 from edgevit.build import BuildRequest, code_digest
 from edgevit.bundle import Bundle
-from edgevit.cache import Cache, digest_of
+from edgevit.cache import Cache, digest_of, tool_versions
 from edgevit.engines import Engine, run_all
 from edgevit.errors import BuildError
 from edgevit.images import DataSets, lacks_data, open_sets
+from edgevit.model import ModelSource
 from edgevit.profile import Profile
 from edgevit.progress import Progress, Quiet
 from edgevit.study.file import StudyModel
@@ -52,16 +53,17 @@ class _Counted:
 
 
 class Host:
-    """Builds and scores candidates through ``engine``; bundles lie below ``root``."""
+    """Builds and scores candidates of the model that ``survey`` looked at through ``engine``; bundles lie below ``root``."""
 
-    def __init__(self, asked: Asked, engine: Engine, cache: Cache, root: Path, progress: Progress, limits: Limits) -> None:
+    def __init__(
+        self, asked: Asked, survey: Survey, engine: Engine, cache: Cache, root: Path, progress: Progress, limits: Limits
+    ) -> None:
         self.asked, self.engine, self.cache, self.root, self.progress = asked, engine, cache, root, progress
-        self.limits = limits
+        self.survey, self.limits = survey, limits
         self.sets: DataSets = open_sets(
             BuildRequest(asked.model.source, _no_recipe(), (), (), asked.model.eval, asked.model.calib, asked.model.train),
             cache,
         )
-        self.survey: Survey = self._survey()
         self._base: _Counted | None = None
 
     def baseline(self, number: int, drawn: Drawn) -> Candidate:
@@ -138,24 +140,6 @@ class Host:
     def _cell(self, drawn: Drawn) -> Cell:
         return Cell(self.asked.model, drawn.recipe, drawn.format, self.asked.request(drawn))
 
-    def _survey(self) -> Survey:
-        source = self.asked.model.source
-        identity = source.fast_digest(self.cache)
-        key = digest_of("tune survey", identity, code_digest())
-        known = None if identity is None else self.cache.get(key)
-        if known is not None and identity is not None:
-            meta = known.meta
-            return Survey(KnownModel(identity, meta["reasons"]), meta["depth"], meta["tokens"], meta["seconds_per_step"])
-        (outcome,) = run_all(self.engine, [Task("model", survey, source)], self.progress)
-        if outcome.failure is not None:
-            raise _raised(outcome.failure)
-        found: Survey = outcome.value
-        if identity is not None:
-            found = replace(found, known=replace(found.known, identity=identity))
-            meta = {"reasons": dict(found.known.not_applicable), "depth": found.depth, "tokens": found.tokens}
-            self.cache.put(key, {}, {**meta, "seconds_per_step": found.seconds_per_step})
-        return found
-
     def _count(self, built: Mapping[str, CellResult]) -> dict[str, _Counted | Failure]:
         """Predictions of each cell that was built, by its name."""
         tasks = []
@@ -208,6 +192,26 @@ class Host:
         )
         missed = misses(made.reached, self.limits)
         return replace(made, state="misses", reason="; ".join(m.text for m in missed)) if missed else made
+
+
+def survey_model(source: ModelSource, engine: Engine, cache: Cache, progress: Progress) -> Survey:
+    """What the search must know of the model beforehand, kept where its weights can be told without loading it. Raises what
+    loading it raises."""
+    identity = source.fast_digest(cache)
+    key = digest_of("tune survey", identity, code_digest(), tool_versions())
+    known = None if identity is None else cache.get(key)
+    if known is not None and identity is not None:
+        meta = known.meta
+        return Survey(KnownModel(identity, meta["reasons"]), meta["depth"], meta["tokens"], meta["seconds_per_step"])
+    (outcome,) = run_all(engine, [Task("model", survey, source)], progress)
+    if outcome.failure is not None:
+        raise _raised(outcome.failure)
+    found: Survey = outcome.value
+    if identity is not None:
+        found = replace(found, known=replace(found.known, identity=identity))
+        meta = {"reasons": dict(found.known.not_applicable), "depth": found.depth, "tokens": found.tokens}
+        cache.put(key, {}, {**meta, "seconds_per_step": found.seconds_per_step})
+    return found
 
 
 def training_seconds(drawn: Drawn, survey: Survey) -> float:

@@ -159,19 +159,32 @@ class Search:
         return ""
 
     def _recall(self) -> tuple[list[tuple[int, Drawn]], list[int]]:
-        """Take up what earlier runs left: the baseline and every candidate. Draws that a kill left without an evaluation, and
-        the numbers of those evaluated of which the sampler does not know yet."""
+        """Take up what earlier runs left: the baseline and every candidate. Draws that a kill left without an evaluation, or
+        whose training was too long for a smaller budget, and the numbers of those evaluated of which the sampler does not know
+        yet."""
         kept = self.trials.kept() or [self.trials.ask(self._by_space, seeds(self.space))]
         base = self.host.baseline(kept[0].number, recipe_of(kept[0].drawn, self.space))
+        before = kept[0].candidate
+        if before is not None and before.bundle != base.bundle:
+            text = "the builds of this search are no longer in the cache: it begins anew"
+            self.progress.start("begin anew", text)
+            self.progress.finish("begin anew", text)
+            self.trials.begin_anew()
+            kept = [self.trials.ask(self._by_space, seeds(self.space))]
+        grown = self.effort.seconds > float(self.trials.get("budget_s") or 0.0)
         self._keep(base)
         open_trials, untold = [], [] if kept[0].told else [base.number]
         for one in kept[1:]:
             drawn = recipe_of(one.drawn, self.space)
-            if one.candidate is not None:
+            if one.candidate is not None and one.candidate.state == "too long" and grown:
+                self.trials.reopen(one.number)
+                open_trials.append((one.number, drawn))
+            elif one.candidate is not None:
                 self.candidates[one.number] = one.candidate
                 untold += [] if one.told else [one.number]
             elif not one.told:
                 open_trials.append((one.number, drawn))
+        self.trials.set("budget_s", self.effort.seconds)
         return open_trials, untold
 
     def _draw(self) -> list[tuple[int, Drawn]]:

@@ -121,6 +121,16 @@ class Trials:
         ended = json.dumps({"value": value, "constraints": dict(constraints)})
         self._file.execute("UPDATE trials SET ended = ? WHERE number = ?", (ended, number))
 
+    def reopen(self, number: int) -> None:
+        """As if a trial had only been drawn; before the sampler is first asked or told anything."""
+        self._file.execute("UPDATE trials SET candidate = NULL, ended = NULL WHERE number = ?", (number,))
+
+    def begin_anew(self) -> None:
+        """Forget every trial and how long was searched; what was shipped, and what is searched, stays."""
+        self._file.execute("DELETE FROM trials")
+        self._file.execute("DELETE FROM facts WHERE name IN ('spent_s', 'ended', 'exhausted')")
+        self._study, self._open = None, {}
+
     def get(self, name: str) -> Any:
         """A value of the whole search, None where it was not set."""
         row = self._file.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()

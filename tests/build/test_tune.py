@@ -25,7 +25,7 @@ from edgevit.progress import Progress, Quiet
 from edgevit.recipe import load_recipe
 from edgevit.results.store import open_store
 from edgevit.study.file import StudyModel
-from edgevit.tune.host import Asked, Host
+from edgevit.tune.host import Asked, Host, survey_model
 from edgevit.tune.limits import Limits
 from edgevit.tune.space import Drawn
 from edgevit.workers import Failure, Outcome, Task, perform
@@ -144,7 +144,9 @@ def test_a_candidate_is_packed_as_it_was_counted_whatever_was_built_since(
     source = ModelSource("tests.support.models:tiny_vit", random_weights=True)
     model = StudyModel(source.name, source, None, images, (), None)
     asked = Asked(model, (load_profile("generic-x86-64"),), 1, key)
-    host = Host(asked, Here(), Cache(), tmp_path / "cells", Quiet(), Limits(1.0))
+    engine, cache = Here(), Cache()
+    survey = survey_model(source, engine, cache, Quiet())
+    host = Host(asked, survey, engine, cache, tmp_path / "cells", Quiet(), Limits(1.0))
     drawn = Drawn(load_recipe("fp32"), "onnx", 1, "fp32")
     counted = host.baseline(0, drawn)
     # A bundle of the same name from other images, as another search makes it.

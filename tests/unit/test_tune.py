@@ -371,6 +371,70 @@ def test_no_training_eats_up_the_budget(tmp_path: Path) -> None:
     one.trials.close()
 
 
+class Trainer(Bench):
+    """Pruning stands for training here: it takes a minute."""
+
+    def evaluate(self, drawn: Sequence[tuple[int, Drawn]], training_s: float) -> list[Candidate]:
+        made = super().evaluate(drawn, training_s)
+        long = [any(s.kind == "prune" for s in c.recipe.steps) and training_s < 60.0 for c in made]
+        return [
+            replace(c, state="too long", reason=f"{training_s:g} s", bundle="") if wait else c
+            for c, wait in zip(made, long, strict=True)
+        ]
+
+
+def test_a_greater_budget_tries_what_took_too_long_for_the_smaller_one(tmp_path: Path) -> None:
+    def states(one: Search) -> dict[str, str]:
+        return {c.key: c.state for c in one.candidates.values() if any(s.kind == "prune" for s in c.recipe.steps)}
+
+    first = search(tmp_path, Trainer(LIMITS), trials=12, seconds=300.0)
+    first.go()
+    first.trials.close()
+    assert set(states(first).values()) == {"too long"}
+    same = search(tmp_path, Trainer(LIMITS), trials=12, seconds=300.0, runs=first.runs)
+    same.go()
+    same.trials.close()
+    assert same.candidates == first.candidates
+    more = search(tmp_path, Trainer(LIMITS), trials=14, seconds=3000.0, runs=first.runs)
+    more.go()
+    more.trials.close()
+    assert states(first).keys() <= states(more).keys() and "too long" not in states(more).values()
+
+
+def test_a_search_whose_builds_are_gone_begins_anew(tmp_path: Path) -> None:
+    class Rebuilt(Bench):
+        def made(self, number: int, drawn: Drawn) -> Candidate:
+            c = super().made(number, drawn)
+            return replace(c, bundle=runs.sha(f"{c.bundle} of another version")) if c.built else c
+
+    first = search(tmp_path, Bench(LIMITS))
+    first.go()
+    first.trials.close()
+    again = search(tmp_path, Rebuilt(LIMITS), runs=first.runs)
+    again.go()
+    old = {c.bundle for c in first.candidates.values()} - {""}
+    assert not old & {c.bundle for c in again.candidates.values()}, "what is counted could not be packed any more"
+    assert len(again.candidates) == 24 and again.winner("strong") is not None
+    again.trials.close()
+
+
+def test_other_images_in_another_place_are_another_search(home: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from edgevit.cache import Cache
+    from edgevit.cli.tune import what_is_asked, what_is_given
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    names = ("pretrained", "weights", "random_weights", "labels", "unsafe_pickle", "img_size", "crop_pct", "interpolation")
+    digests = set()
+    for calib, train in ((tmp_path, ()), (None, (tmp_path,))):
+        options: dict[str, Any] = {**dict.fromkeys((*names, "num_classes", "mean", "std")), "model": "m", "model_args": {}}
+        options |= {"eval_data": tmp_path, "calib_data": calib, "train_data": train, "model_formats": ("onnx",), "batch": 1}
+        model, given_ = what_is_given(options, Cache())
+        digests.add(what_is_asked(model, given_, options, {}, tmp_path, [])[1])
+    assert len(digests) == 2, "a search with calibration images would go on where one with training images stood"
+
+
 def test_a_spent_budget_ends_a_search(tmp_path: Path) -> None:
     one = search(tmp_path, Bench(LIMITS), seconds=1e-9)
     one.go()
