@@ -256,6 +256,14 @@ class Root:
         """The lock of the one server of this root, as a descriptor to close; None when another holds it."""
         return self.try_lock(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)
 
+    def has_server(self) -> bool:
+        """Whether a server is at work on this root now."""
+        lock = self.try_lock_server()
+        if lock is None:
+            return True
+        os.close(lock)
+        return False
+
     def adopt_server_lock(self, fd: int) -> int:
         """``fd`` as :meth:`try_lock_server` would give it, from a parent that held the lock. Raises ``bad-request`` for another
         file, ``busy`` where it is not locked and another holds it."""

@@ -23,7 +23,7 @@ from device_agents.conditions import restore_system
 from device_agents.errors import Cancelled, Refused, printable
 from device_agents.job import JobWorker
 from device_agents.probe import collect_facts
-from device_agents.spool import PartWriter, count_attempts, is_cancelled
+from device_agents.spool import PartWriter, check_room, count_attempts, is_cancelled
 from device_agents.store import Store
 from device_agents.supervise import root_of_boards
 
@@ -78,6 +78,8 @@ def _work(store: Store, agent_sha256: str, run_id: str) -> None:
     if os.path.lexists(str(store.spool_path(run_id, "run"))) or os.path.lexists(str(store.spool_path(run_id, "acked"))):
         _forget(store, run_id)  # the server was killed between the result and this
         return
+    if not is_cancelled(store, run_id):
+        check_room(store)  # else it would be measured, and lost with the attempt
     attempts = count_attempts(store, run_id)
     part = PartWriter(store, run_id)
     try:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from device_agents import wire
-from device_agents.clock import utc_now
 from device_agents.console import Console
 from device_agents.errors import Refused, refuse_os_error
 from device_agents.root import open_with_mode, sync_folder
@@ -27,6 +26,10 @@ RESTART_AFTER_S = 1.0
 
 MAX_STARTS = 20
 """So often ``follow`` starts a server while the job does not move, before it says that something is wrong."""
+
+
+RESULT_BYTES = 4 * 1024 * 1024
+"""Free on the disk before a job begins: what cannot be written down need not be measured."""
 
 
 class PartWriter:
@@ -75,6 +78,7 @@ def submit(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any]:
     known = _state(store, job.run_id) is not None
     if not known:
         check_quota(store)
+        check_room(store)
         name_current_agent(store, agent_sha256)
         store.write(store.queue_path(job.run_id), wire.dumps(job))
     if _state(store, job.run_id) in ("queued", "running"):
@@ -95,6 +99,17 @@ def check_quota(store: Store) -> None:
                 ),
                 "edgevit collect; then edgevit target daemon install … --disk-quota-mb",
             )
+
+
+def check_room(store: Store) -> None:
+    """Raises ``no-space`` where a result would not fit on the disk."""
+    free = store.free_bytes()
+    if free < RESULT_BYTES:
+        raise Refused(
+            "no-space",
+            "{:,} bytes are free in {}, {:,} are wanted for a result".format(free, store.root, RESULT_BYTES),
+            "edgevit target prune TARGET, or make room on the device; edgevit collect",
+        )
 
 
 def name_current_agent(store: Store, agent_sha256: str) -> None:
@@ -158,6 +173,8 @@ def follow(store: Store, console: Console, agent_sha256: str, run_id: str) -> No
             continue
         if time.monotonic() - checked >= RESTART_AFTER_S:
             checked = time.monotonic()
+            if not store.has_server() and _state(store, run_id) in ("queued", "running"):
+                check_room(store)  # no server would begin it: the run waits for room
             starts += ensure_server(store, agent_sha256)
             if starts >= MAX_STARTS:
                 raise Refused(
@@ -222,14 +239,19 @@ def _parse(line: bytes) -> Dict[str, Any]:
 def acknowledge(store: Store, run_id: str) -> Dict[str, Any]:
     """The host has stored the run: only the mark stays. False where that was said before."""
     state = _state(store, run_id)
-    if state == "acked":
-        store.remove(store.spool_path(run_id, "run"))  # killed between the mark and the removal
-        return {"acknowledged": False}
-    if state != "done":
+    if state not in ("acked", "done"):
         raise Refused("no-such-run", "run {} has no result to acknowledge (state: {})".format(run_id, state or "unknown"))
-    store.write(store.spool_path(run_id, "acked"), json.dumps({"acknowledged_at": utc_now()}).encode("utf-8"))
-    store.remove(store.spool_path(run_id, "run"))
-    return {"acknowledged": True}
+    run, mark = store.spool_path(run_id, "run"), store.spool_path(run_id, "acked")
+    if state == "acked":
+        store.remove(run)  # killed between the mark and the removal, by an agent that wrote the one and then removed the other
+    try:
+        if state == "done":
+            os.rename(str(run), str(mark))  # a full disk has no room for another file
+        os.close(os.open(str(mark), os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+        sync_folder(mark.parent)
+    except OSError as e:
+        raise refuse_os_error(e, "acknowledging run {}".format(run_id)) from e
+    return {"acknowledged": state == "done"}
 
 
 def cancel(store: Store, agent_sha256: str, run_id: str) -> Dict[str, Any]:

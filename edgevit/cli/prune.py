@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
 
 from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import emit_json, json_option
+from edgevit.errors import DeviceRefused
 
 if TYPE_CHECKING:
     from device_agents.wire import Facts, InstalledBundle
@@ -35,7 +37,13 @@ def prune(targets: Sequence[str], dry_run: bool, take_over: bool, as_json: bool)
         idle = idle_bundles(session.agent.probe(quick=True))
         if dry_run or not idle:
             return idle, None
-        with holding(session.agent, operator, take_over=take_over):
+        with ExitStack() as held:
+            try:
+                held.enter_context(holding(session.agent, operator, take_over=take_over))
+            except DeviceRefused as error:
+                if error.code != "no-space":
+                    raise
+                # Not even the lock fits there. Without one nothing is removed either while another operator holds it.
             freed = session.agent.uninstall([one.bundle for one in idle])
         session.note(bundles=freed.removed_bundles, bytes=freed.freed_bytes)
         return idle, freed

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from device_agents import wire
+from edgevit.fleet.connect import connect
+from edgevit.fleet.inventory import local_target
+from edgevit.places import local_root
+from edgevit.transport.prompts import NoPrompts
 from tests.support.agent_bundle import AgentProcess, AgentRefused, Signer, make_bundle, make_job
+from tests.support.cli import Cli
 from tests.support.sabotage import COMMANDS, kill_steps, with_wrong_clock
 
 
@@ -35,6 +40,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def fill(place: Path, spare: int = 0) -> Path:
+    """The file that takes the room of a file system but for ``spare`` bytes."""
+    filler = place / "filler"
+    handle = os.open(filler, os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(handle, b"x" * 4096)
+    except OSError:
+        os.ftruncate(handle, os.fstat(handle).st_size - spare)
+    finally:
+        os.close(handle)
+    return filler
+
+
 def test_a_disk_that_fills_up_costs_neither_the_active_bundle_nor_a_result(small_disk: Path, signer: Signer) -> None:
     agent = AgentProcess(small_disk / "root").upload()
     agent.allow(signer)
@@ -48,14 +67,7 @@ def test_a_disk_that_fills_up_costs_neither_the_active_bundle_nor_a_result(small
     assert refused.value.code == "no-space"
     agent.call("submit", stdin=wire.encode(make_job(first, "before")))
     before = agent.follow("before")
-    filler = small_disk / "filler"
-    with filler.open("wb") as f:
-        try:
-            while True:
-                f.write(b"x" * 65536)
-                f.flush()
-        except OSError:
-            pass
+    filler = fill(small_disk)
     with pytest.raises(AgentRefused) as refused:
         agent.call("submit", stdin=wire.encode(make_job(first, "during")))
     assert refused.value.code == "no-space"
@@ -69,6 +81,48 @@ def test_a_disk_that_fills_up_costs_neither_the_active_bundle_nor_a_result(small
     assert agent.call("ack", "before") == {"acknowledged": True}
     agent.call("submit", stdin=wire.encode(make_job(first, "during")))
     assert agent.follow("during").status == "completed"
+
+
+def test_a_job_without_room_for_its_result_waits_and_results_are_given_back_all_the_same(
+    small_disk: Path, signer: Signer
+) -> None:
+    agent = AgentProcess(small_disk / "root").upload()
+    agent.allow(signer)
+    bundle = make_bundle(signer)
+    agent.install(bundle)
+    agent.call("submit", stdin=wire.encode(make_job(bundle, "before")))
+    agent.follow("before")
+    filler = fill(small_disk, spare=1_000_000)
+    (agent.root / "queue" / "waits.json").write_bytes(wire.dumps(make_job(bundle, "waits")))
+    for command in (("follow", "waits"), ("serve", "--once"), ("follow", "waits")):
+        with pytest.raises(AgentRefused) as refused:
+            agent.call(*command)
+        assert refused.value.code == "no-space" and "for a result" in refused.value.message
+    fill(small_disk)
+    assert agent.call("ack", "before") == {"acknowledged": True}, "a full disk could not be emptied"
+    assert agent.call("ack", "before") == {"acknowledged": False}
+    assert agent.call("waiting")["runs"] == [{"run_id": "waits", "state": "queued"}]
+    filler.unlink()
+    run = agent.follow("waits")
+    assert (run.status, run.attempt) == ("completed", 1), run.reason
+
+
+def test_a_full_disk_is_pruned_although_no_lock_fits_on_it(
+    small_disk: Path, home: Path, cli: Cli, operator: Signer, tmp_path: Path
+) -> None:
+    local_root().parent.mkdir(parents=True, exist_ok=True)
+    local_root().symlink_to(small_disk)
+    for version in (1, 2, 3):
+        bundle = make_bundle(operator, version=version, extra_blob=bytes([version]) * 100_000)
+        assert cli("deploy", bundle.write(tmp_path / str(version)), "local").code == 0
+    with connect(local_target(), NoPrompts()) as agent:
+        assert agent.take_lock("ann@desk", "deploy tiny v4", "a" * 32, 600.0).taken
+        fill(small_disk)
+        cli("target", "prune", "local").refused(3, "ann@desk", "--take-over")
+        assert agent.release_lock("a" * 32)
+    fill(small_disk)
+    said = cli("target", "prune", "local")
+    assert said.code == 0 and "1 bundles removed" in said.out, said.err
 
 
 def test_a_store_that_became_read_only_is_named(small_disk: Path, signer: Signer) -> None:
