@@ -177,7 +177,7 @@ def _quantized(
     """The module with rounded weights, its QuantSpec, and a line on every layer."""
     import copy
 
-    from edgevit.compress.quantize import quantizable_layers
+    from edgevit.compress.quantize import quantizable_layers, unfit_layers
 
     static, real = config.scheme == "int8-static", context.calibration.real
     module = copy.deepcopy(prepared.module)
@@ -185,7 +185,7 @@ def _quantized(
     watches = _watch(module, state, pixels, context, moments=config.rounding == "hessian") if real else {}
     first = _image_layer(module, x) if config.first == "float" else ""
     behind = _activations_behind(module, x) if static else {}
-    unfit = _unfit_layers(module, x)
+    unfit = unfit_layers(module, x)
     layers, details = [], {}
     context.on_progress.start("round", "rounding weights", len(prepared.module.state_dict()), "tensors")
     for name, kind, depthwise in quantizable_layers(module, convolutions=static):
@@ -247,41 +247,6 @@ def _describe(chosen: LayerRange | None, error: float | None, note: str) -> str:
         (low, high), (a, b) = chosen.input, chosen.seen_input
         parts.append(f"input {low:.4g} … {high:.4g} (seen {a:.4g} … {b:.4g}) by {100 * chosen.damage**0.5:.2g} %")
     return ", ".join([*parts, note] if note else parts)
-
-
-def _unfit_layers(module: torch.nn.Module, x: torch.Tensor) -> dict[str, str]:
-    """Layers that files do not hold once each, and why: those whose input is the same for ``x`` and for noise of its shape, as
-    in networks that make position biases (Swin V2, GCViT), which exporters fold into a constant, and those that run several
-    times (CoaT)."""
-    import torch
-
-    seen: dict[str, list[torch.Tensor]] = {}
-
-    def note(name: str) -> Any:
-        def see(_: Any, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], torch.Tensor):
-                seen.setdefault(name, []).append(args[0])
-
-        return see
-
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    layers = [(n, m) for n, m in module.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
-    for one in (x, noise):
-        run_hooked(module, one, [layer.register_forward_pre_hook(note(name)) for name, layer in layers])
-    found = {}
-    for name, read in seen.items():
-        if _same_halves(read):
-            found[name] = "it reads the same for every image, and is computed once, when the file is written"
-        elif len(read) > 2:
-            found[name] = f"it runs {len(read) // 2} times in one inference"
-    return found
-
-
-def _same_halves(read: list[torch.Tensor]) -> bool:
-    import torch
-
-    half = len(read) // 2
-    return all(torch.equal(a, b) for a, b in zip(read[:half], read[half:], strict=True))
 
 
 def _image_layer(module: torch.nn.Module, x: torch.Tensor) -> str:

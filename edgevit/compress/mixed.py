@@ -25,13 +25,12 @@ from edgevit.compress.weight_only import (
     divergence,
     effective_bits,
     int4_grid,
-    layers_in_order,
+    layers_to_round,
     log_probabilities,
     observe_moments,
     quant_of,
     round_plainly,
     size_text,
-    verify_layers,
     verify_weight,
     weight_bytes,
 )
@@ -82,8 +81,7 @@ def mixed(state: Compressed, config: QuantizeConfig, context: StepContext) -> Co
     if budget is None:
         raise BuildError("mixed was given no budget", hint="set budget: {effective_bits: 5.0} in the recipe")
     pixels = context.real_images("mixed")[: config.images]
-    layers = layers_in_order(state.module, state.preprocessing)
-    verify_layers("mixed", layers)
+    layers, kept = layers_to_round("mixed", state)
     module, _ = fold_norms(state.module, normalise(pixels[:2], state.preprocessing))
     widths = _widths(module, layers, int4_grid(config.group), pixels, state.preprocessing, context.on_progress)
     x = normalise(pixels, state.preprocessing)
@@ -97,7 +95,7 @@ def mixed(state: Compressed, config: QuantizeConfig, context: StepContext) -> Co
     else:
         chosen = _within_size(module, measured, order, budget)
         loss = _loss(_assembled(module, chosen), images)
-    return _finished(state, _assembled(module, chosen), chosen, measured, loss, len(pixels))
+    return _finished(state, _assembled(module, chosen), measured, loss, len(pixels), kept)
 
 
 def purchases(measured: Sequence[Sequence[Width]]) -> list[tuple[int, int]]:
@@ -314,10 +312,16 @@ def _float_quant(layer: Layer) -> LayerQuant:
 
 
 def _finished(
-    state: Compressed, made: _Assembled, chosen: Sequence[Width], measured: Sequence[Sequence[Width]], loss: float, images: int
+    state: Compressed,
+    made: _Assembled,
+    measured: Sequence[Sequence[Width]],
+    loss: float,
+    images: int,
+    kept: Mapping[str, str],
 ) -> Compressed:
     import torch
 
+    chosen = made.chosen
     quants = tuple(one.quant for one in chosen if one.quant is not None)
     # What stays int8 by its largest entry is rounded by the exporters, like every layer of int8-dynamic.
     with torch.no_grad():
@@ -326,7 +330,7 @@ def _finished(
                 _put(made.module, replace(widths[-1], layer=one.layer))
     names = [one.name for one in chosen]
     counts = ", ".join(f"{names.count(n)} {n}" for n in dict.fromkeys(sorted(names)))
-    details = {one.layer.name: _describe(one, widths) for one, widths in zip(chosen, measured, strict=True)}
+    details = {one.layer.name: _describe(one, widths) for one, widths in zip(chosen, measured, strict=True)} | dict(kept)
     text = size_text(made.module, [one.quant or _float_quant(one.layer) for one in chosen])
     summary = f"mixed: {counts}; {text}; {loss:.1f} % of {images} calibration images answered otherwise"
     spec = QuantSpec("mixed", quants, calibration_images=images)

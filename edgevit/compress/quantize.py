@@ -6,7 +6,7 @@ activations stay float: the fused integer softmax of ONNX Runtime is wrong near 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -126,3 +126,40 @@ def quantizable_layers(module: torch.nn.Module, convolutions: bool) -> list[tupl
         elif convolutions and isinstance(layer, torch.nn.Conv2d):
             found.append((name, "conv", layer.groups > 1))
     return found
+
+
+def unfit_layers(module: torch.nn.Module, x: torch.Tensor) -> dict[str, str]:
+    """Layers that files do not hold once each, and why: those whose input is the same for ``x`` (N, 3, H, W) and for noise of
+    its shape, as in networks that make position biases (Swin V2, GCViT), which exporters fold into a constant, and those that
+    run several times (CoaT)."""
+    import torch
+
+    from edgevit.compress.equalise import run_hooked
+
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def note(name: str) -> Any:
+        def see(_: Any, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], torch.Tensor):
+                seen.setdefault(name, []).append(args[0])
+
+        return see
+
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    layers = [(n, m) for n, m in module.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+    for one in (x, noise):
+        run_hooked(module, one, [layer.register_forward_pre_hook(note(name)) for name, layer in layers])
+    found = {}
+    for name, read in seen.items():
+        if _same_halves(read):
+            found[name] = "it reads the same for every image, and is computed once, when the file is written"
+        elif len(read) > 2:
+            found[name] = f"it runs {len(read) // 2} times in one inference"
+    return found
+
+
+def _same_halves(read: list[torch.Tensor]) -> bool:
+    import torch
+
+    half = len(read) // 2
+    return all(torch.equal(a, b) for a, b in zip(read[:half], read[half:], strict=True))

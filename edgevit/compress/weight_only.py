@@ -51,7 +51,8 @@ INT8 = Grid(8)
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer or convolution that ran, in the order of running. ``last``: it gives the model's outputs."""
+    """A linear layer or convolution that ran, in the order of running. ``last``: it gives the model's outputs, or is one of
+    several heads that do."""
 
     name: str
     kind: Kind
@@ -71,10 +72,9 @@ class RoundedLayer:
 def int8_weights(state: Compressed, config: QuantizeConfig, context: StepContext) -> Compressed:
     """Every linear layer and convolution in int8 per output channel, rounded to nearest. Raises :class:`BuildError` where there
     is none."""
-    layers = layers_in_order(state.module, state.preprocessing)
-    verify_layers("int8-weights", layers)
+    layers, kept = layers_to_round("int8-weights", state)
     quants = tuple(LayerQuant(one.name, one.kind, one.depthwise, 8, "float") for one in layers)
-    details = {one.name: "weights int8 per channel, computed in float" for one in layers}
+    details = {one.name: "weights int8 per channel, computed in float" for one in layers} | kept
     summary = f"int8-weights: {len(layers)} layers, {size_text(state.module, quants)}"
     spec = QuantSpec("int8-weights", quants)
     return replace(state, spec=spec).reported(StepReport("quantize", len(layers), summary, details))
@@ -84,8 +84,7 @@ def int4_weights(state: Compressed, config: QuantizeConfig, context: StepContext
     """Linear layers in int4, the first, the last and convolutions in int8. Raises :class:`BuildError` where no linear layer is
     left for int4, :class:`DataError` without real images."""
     pixels = context.real_images("int4-weights")[: config.images]
-    layers = layers_in_order(state.module, state.preprocessing)
-    verify_layers("int4-weights", layers)
+    layers, kept = layers_to_round("int4-weights", state)
     grid = int4_grid(config.group)
     grids = {one.name: INT8 if one.kind == "conv" or one.last else grid for one in layers}
     if grid not in grids.values():
@@ -96,10 +95,10 @@ def int4_weights(state: Compressed, config: QuantizeConfig, context: StepContext
     module, _ = fold_norms(state.module, normalise(pixels[:2], state.preprocessing))
     if config.int8_share:
         lowered = [one for one in layers if grids[one.name] == grid]
-        kept = most_sensitive(module, lowered, grid, pixels, state.preprocessing, config.int8_share, context.on_progress)
-        grids.update(dict.fromkeys(kept, INT8))
+        widened = most_sensitive(module, lowered, grid, pixels, state.preprocessing, config.int8_share, context.on_progress)
+        grids.update(dict.fromkeys(widened, INT8))
     found = round_layers(module, layers, grids, pixels, state.preprocessing, context.on_progress)
-    return finished(state, module, "int4-weights", found, len(pixels))
+    return finished(state, module, found, kept, len(pixels))
 
 
 def most_sensitive(
@@ -157,12 +156,15 @@ def int4_grid(group: int | None) -> Grid:
     return Grid(4) if group is None else Grid(4, group, symmetric=False, half_scales=True)
 
 
-def finished(state: Compressed, module: torch.nn.Module, scheme: str, found: Sequence[RoundedLayer], images: int) -> Compressed:
-    """The state with the rounded module, its QuantSpec and the report of what became of each layer."""
+def finished(
+    state: Compressed, module: torch.nn.Module, found: Sequence[RoundedLayer], kept: Mapping[str, str], images: int
+) -> Compressed:
+    """The state with the rounded module, its QuantSpec and the report of what became of each layer; ``kept``: a line on those
+    that stay float."""
     quants = tuple(quant_of(one) for one in found)
-    details = {one.layer.name: describe(one) for one in found}
-    summary = f"{scheme}: {len(found)} layers, {size_text(module, quants)}"
-    spec = QuantSpec(scheme, quants, calibration_images=images)
+    details = {one.layer.name: describe(one) for one in found} | dict(kept)
+    summary = f"int4-weights: {len(found)} layers, {size_text(module, quants)}"
+    spec = QuantSpec("int4-weights", quants, calibration_images=images)
     return replace(state, module=module, spec=spec).reported(StepReport("quantize", len(found), summary, details))
 
 
@@ -190,26 +192,33 @@ def describe(one: RoundedLayer) -> str:
     return f"weights int{grid.bits} {shared}, output error {100 * one.error:.2g} %"
 
 
-def verify_layers(scheme: str, layers: Sequence[Layer]) -> None:
-    """Raises :class:`BuildError` where there is nothing to quantize."""
+def layers_to_round(scheme: str, state: Compressed) -> tuple[list[Layer], dict[str, str]]:
+    """The layers that a file holds once each, in the order they run, and a line on every other. Raises :class:`BuildError`
+    where there is nothing to quantize."""
+    import torch
+
+    from edgevit.compress.quantize import unfit_layers
+
+    shape = state.preprocessing
+    unfit = unfit_layers(state.module, torch.zeros(1, 3, shape.height, shape.width))
+    layers = [one for one in layers_in_order(state.module, shape) if one.name not in unfit]
     if not layers:
         raise BuildError(
-            f"{scheme} applies to no layer: the module has no linear or convolution layer", hint="build it with --recipe fp32"
+            f"{scheme} applies to no layer: the module has no linear or convolution layer that runs once for each image",
+            hint="build it with --recipe fp32",
         )
+    return layers, {name: f"stays float: {reason}" for name, reason in unfit.items()}
 
 
 def layers_in_order(module: torch.nn.Module, preprocessing: Preprocessing) -> list[Layer]:
     """Linear layers and convolutions in the order they run; those that never run are left out."""
     import torch
 
-    ran: list[str] = []
-    ends: dict[str, int] = {}
+    ran: dict[str, Any] = {}
 
     def note(name: str) -> Any:
         def see(layer: Any, args: Any, output: Any) -> None:
-            if name not in ends:
-                ran.append(name)
-            ends[name] = id(output)
+            ran.setdefault(name, output.shape)
 
         return see
 
@@ -217,18 +226,19 @@ def layers_in_order(module: torch.nn.Module, preprocessing: Preprocessing) -> li
     hooks = [m.register_forward_hook(note(n)) for n, m in kinds.items()]
     try:
         with torch.no_grad():
-            module(torch.zeros(1, 3, preprocessing.height, preprocessing.width))
+            answer = module(torch.zeros(1, 3, preprocessing.height, preprocessing.width)).shape
     finally:
         for hook in hooks:
             hook.remove()
+    # Distilled models and CrossViT answer from the mean of several heads.
     return [
         Layer(
             n,
             "conv" if isinstance(kinds[n], torch.nn.Conv2d) else "linear",
             getattr(kinds[n], "groups", 1) > 1,
-            n == ran[-1],
+            shape == answer or n == next(reversed(ran)),
         )
-        for n in ran
+        for n, shape in ran.items()
     ]
 
 

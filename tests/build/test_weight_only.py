@@ -30,6 +30,7 @@ from edgevit.export.readback_tflite import read_tflite
 from edgevit.export.runtime import run_artifact
 from edgevit.golden import synthetic_images
 from edgevit.quantspec import layer_integers
+from edgevit.torchsetup import import_timm
 from tests.build.conftest import Recorder
 from tests.support.models import hybrid, tiny_vit
 
@@ -205,6 +206,26 @@ def widths(*options: tuple[int, float]) -> list[Width]:
     layer = Layer("x", "linear", False, False)
     nothing = torch.zeros(1)
     return [Width(layer, str(bits), None, nothing, None, bits, 0.0, damage) for bits, damage in options]
+
+
+def test_layers_that_a_file_does_not_hold_once_stay_float(pixels: Any) -> None:
+    """Swin V2 makes its position biases by a small network, which exporters compute once."""
+    timm = import_timm()
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "window_size": 2, "depths": (1, 1), "embed_dim": 16, "num_heads": (1, 2), "num_classes": 5}
+    state = quantized(timm.models.SwinTransformerV2(**sizes), QuantizeConfig(scheme="int8-weights"), pixels)
+    float_model, data = onnx_of(state, pixels)
+    assert read_onnx(data, float_model, state.spec, CEILING).integer_layers == len(state.spec.layers) > 4
+    details = state.reports[-1].details
+    assert "computed once" in details["layers.0.blocks.0.attn.cpb_mlp.0"]
+    assert not [one for one in state.spec.layers if "cpb_mlp" in one.name]
+
+
+def test_every_head_of_several_counts_as_the_last() -> None:
+    timm = import_timm()
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 7}
+    module = timm.models.deit.VisionTransformerDistilled(**sizes).eval()
+    assert [one.name for one in layers_in_order(module, SHAPE) if one.last] == ["head", "head_dist"]
 
 
 def test_bits_are_bought_where_they_take_most_damage_away() -> None:
