@@ -6,7 +6,7 @@ First every variant that must not run is dropped, each with its reason; then the
 - its figures are INVALID (unless asked for anyway);
 - it loses more than ``max_loss`` points of top-1 against the float variant of the same bundle (the most accurate fp32, else
   fp16), counted on that device on the same images;
-- it is int8 and slower than the fastest float variant of the same bundle on that device.
+- it is int8 and slower than the fastest float variant of the same bundle on that device that loses no more itself.
 
 A gate that cannot be held (no labelled images, no float artifact) is named in the choice, never passed over in silence.
 """
@@ -133,7 +133,8 @@ def admit(summaries: Sequence[Summary], gates: Gates) -> Admission:
     admitted: list[Summary] = []
     floats = [s for s in ordered if s.scheme in FLOAT_SCHEMES and not _wrong(s)]
     scored = max((s for s in floats if s.top1 is not None), key=lambda s: (s.scheme == "fp32", s.top1 or 0.0), default=None)
-    timed = min((s for s in floats if _usable(s, gates)), key=lambda s: s.p50_ms or 0.0, default=None)
+    sound = (s for s in floats if _usable(s, gates) and not _loses(s, scored, gates.max_loss))
+    timed = min(sound, key=lambda s: s.p50_ms or 0.0, default=None)
     for s in ordered:
         reason = _wrong(s) or _not_valid(s, gates) or _loses(s, scored, gates.max_loss) or _slower(s, floats, timed)
         if reason:

@@ -73,6 +73,14 @@ def test_what_must_not_run_is_never_chosen(policy: str, bad: dict[str, Any], why
     assert re.search(why, names(choice)["q"])
 
 
+def test_a_float_that_must_not_run_does_not_show_int8_to_be_slow() -> None:
+    """The page chooses among many bundles: one that prunes too much, in float, is faster than any int8 of the whole model."""
+    pruned = measured("p", 4.0, 300)
+    admission = admit([FLOAT, INT8, pruned], Gates())
+    assert [s.artifact for s in admission.admitted] == ["f", "q"]
+    assert [d.reason.split(" against")[0] for d in admission.dropped] == ["loses 20.00 points of top-1"]
+
+
 def test_a_float_that_is_not_valid_cannot_show_int8_to_be_faster() -> None:
     """Whether int8 is slower than float is not known then, so it is not chosen either."""
     with pytest.raises(NoChoice, match="no float variant has a VALID figure") as caught:
