@@ -240,7 +240,7 @@ def make_settings(config: DistilConfig, images: int) -> Settings:
     return Settings(
         steps,
         None if config.minutes is None else 60 * config.minutes,
-        config.batch,
+        min(config.batch, images),
         config.learning_rate,
         config.warmup,
         Augmentation(config.crop, config.flip, config.mix),
@@ -331,7 +331,7 @@ def _summary(config: DistilConfig, plan: Json, trained: Trained) -> str:
         who = f"a copy of {len(plan['kept'])} blocks"
     elif "model" in plan:
         who = str(plan["model"])
-    return f"{who}: {trained.steps} steps of {config.batch} images in {trained.seconds / 60:.1f} min, teacher: the original"
+    return f"{who}: {trained.steps} steps of {trained.images // max(trained.steps, 1)} images in {trained.seconds / 60:.1f} min, teacher: the original"
 
 
 def _details(lesson: Lesson, trained: Trained) -> dict[str, str]:

@@ -464,3 +464,12 @@ def test_many_images_of_one_class_are_drawn_less_often() -> None:
     torch = import_torch()
     drawn = class_weights(torch.tensor([0, 0, 0, 0, 1]))
     assert drawn.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 1.0])
+
+
+def test_of_fewer_images_than_a_batch_what_was_seen_is_told() -> None:
+    from edgevit.compress.checkpoint import Position
+    from edgevit.compress.distil import DistilConfig, make_settings
+    from edgevit.compress.train import summed_up
+
+    settings = make_settings(DistilConfig(steps=100, batch=32), 10)
+    assert summed_up(settings, Position(100, 1.0), [1.0] * 100, 0).images == 1000, "100 steps of all ten images"
