@@ -331,7 +331,8 @@ def _summary(config: DistilConfig, plan: Json, trained: Trained) -> str:
         who = f"a copy of {len(plan['kept'])} blocks"
     elif "model" in plan:
         who = str(plan["model"])
-    return f"{who}: {trained.steps} steps of {trained.images // max(trained.steps, 1)} images in {trained.seconds / 60:.1f} min, teacher: the original"
+    images = trained.images // max(trained.steps, 1)
+    return f"{who}: {trained.steps} steps of {images} images in {trained.seconds / 60:.1f} min, teacher: the original"
 
 
 def _details(lesson: Lesson, trained: Trained) -> dict[str, str]:
