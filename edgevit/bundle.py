@@ -49,7 +49,9 @@ class Bundle:
 
     def read_chunk_index(self) -> bytes:
         """The chunk index; empty where the bundle is of before there was one."""
-        return self.blob_path(self.manifest.chunks.sha256).read_bytes() if self.manifest.chunks else b""
+        if self.manifest.chunks is None:
+            return b""
+        return _read_file(self.blob_path(self.manifest.chunks.sha256), self.manifest.chunks.size)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from device_agents import wire
-from edgevit.errors import DeviceError
+from edgevit.errors import BundleError
 from edgevit.fleet.conversation import Conversation, Message
 from edgevit.progress import Progress, Quiet
 from edgevit.transport.base import Channel
@@ -153,15 +153,19 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 
 def _read_ranges(path: Path, ranges: Sequence[Range], step: int) -> Iterator[bytes]:
-    with path.open("rb") as f:
-        for offset, left in ranges:
-            f.seek(offset)
-            while left:
-                data = f.read(min(step, left))
-                if not data:
-                    raise DeviceError(f"{path} became shorter while it was sent", hint="edgevit verify BUNDLE")
-                left -= len(data)
-                yield data
+    """BundleError where the file vanished or changed since it was looked at."""
+    try:
+        with path.open("rb") as f:
+            for offset, left in ranges:
+                f.seek(offset)
+                while left:
+                    data = f.read(min(step, left))
+                    if not data:
+                        raise BundleError(f"{path} became shorter while it was sent", hint="edgevit verify BUNDLE")
+                    left -= len(data)
+                    yield data
+    except OSError as e:
+        raise BundleError(f"{path} cannot be read any more: {e.strerror or e}", hint="edgevit verify BUNDLE") from e
 
 
 class Throttle:

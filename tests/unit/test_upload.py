@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_agents import wire
-from edgevit.errors import DeviceError
+from edgevit.errors import BundleError, DeviceError
 from edgevit.fleet.agent import Agent
-from edgevit.fleet.upload import UPLOAD_CHUNK, Throttle, Upload
+from edgevit.fleet.upload import UPLOAD_CHUNK, Throttle, Upload, _read_ranges
 from edgevit.progress import Quiet
 from edgevit.transport.local import LocalTransport
 
@@ -102,3 +102,15 @@ def test_a_device_cannot_ask_for_anything_else(tmp_path: Path, entry: dict[str, 
 def test_nor_for_another_file_nor_for_one_twice(tmp_path: Path, blobs: list[Any]) -> None:
     with pytest.raises(DeviceError, match="none of what is to be sent"):
         upload(tmp_path)._check_need({"blobs": blobs})
+
+
+def test_a_bundle_that_vanishes_while_it_is_sent_is_its_own_error_not_the_device_s(tmp_path: Path) -> None:
+    """Nor a defect, which would end what is done on the other devices of the fleet."""
+    path = tmp_path / "blob"
+    with pytest.raises(BundleError, match="blob cannot be read any more: No such file"):
+        list(_read_ranges(path, [(0, 10)], 4))
+    path.write_bytes(b"1234567")
+    with pytest.raises(BundleError, match="became shorter"):
+        list(_read_ranges(path, [(0, 10)], 4))
+    path.write_bytes(b"1234567890")
+    assert b"".join(_read_ranges(path, [(0, 3), (8, 2)], 2)) == b"12390"
