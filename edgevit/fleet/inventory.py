@@ -26,7 +26,8 @@ import fnmatch
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -359,11 +360,21 @@ def make_target(**settings: Any) -> Target:
         raise UsageError("; ".join(problems), hint="edgevit target add --help") from e
 
 
+@contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """Alone at the file; UsageError where it cannot be written."""
+    try:
+        with only_writer(path):
+            yield
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be written: {e.strerror}", hint=f"ls -ld {path.parent}; df -h {path.parent}") from e
+
+
 def add_target(path: Path, target: Target) -> None:
     """Add one target to the file (made where absent), keeping comments and order. UsageError where the name is taken."""
     # Through a link to the file itself: people keep such files in a repository.
     path = path.resolve()
-    with only_writer(path):
+    with _changing(path):
         fleet = load_fleet(path)
         if target.name == LOCAL or any(t.name == target.name for t in fleet.targets):
             raise UsageError(f"a target named {target.name} exists already", hint=f"edgevit target remove {target.name}")
@@ -384,7 +395,7 @@ def add_target(path: Path, target: Target) -> None:
 def remove_target(path: Path, name: str) -> None:
     """Take one target out of the file. UnknownName where it is not there."""
     path = path.resolve()
-    with only_writer(path):
+    with _changing(path):
         fleet = load_fleet(path)
         if all(t.name != name for t in fleet.targets):
             raise UnknownName("target", name, [t.name for t in fleet.targets], hint="edgevit target list")
@@ -418,9 +429,5 @@ def _round_trip(path: Path) -> Any:
 def _save(path: Path, document: Any) -> None:
     buffer = io.StringIO()
     _yaml().dump(document, buffer)
-    text = buffer.getvalue()
-    try:
-        write_private(path, text.encode("utf-8"))
-    except OSError as e:
-        raise UsageError(f"{path}: cannot be written: {e.strerror}", hint=f"ls -ld {path.parent}") from e
+    write_private(path, buffer.getvalue().encode("utf-8"))
     load_fleet(path)

@@ -202,7 +202,8 @@ def judge(known: Sequence[KnownLine], host: str, port: int, key: HostKey) -> Jud
 
 
 def pin(path: Path, host: str, port: int, key: HostKey) -> None:
-    """Make ``key`` the one key that edgevit's own file knows for this host. Written anew, mode 600, in one rename."""
+    """Make ``key`` the one key that edgevit's own file knows for this host. Written anew, mode 600, in one rename. UsageError
+    where it cannot be written."""
     _rewrite(path, host, port, [f"{lookup_name(host, port)} {key.line}"])
 
 
@@ -213,12 +214,17 @@ def unpin(path: Path, host: str, port: int) -> bool:
 
 def _rewrite(path: Path, host: str, port: int, added: list[str]) -> bool:
     name = lookup_name(host, port)
-    with only_writer(path):
-        old = path.read_text("utf-8").splitlines() if path.exists() else []
-        kept = [line for line in old if not _speaks_of(line, name)]
-        if len(kept) == len(old) and not added:
-            return False
-        write_private(path, "".join(line + "\n" for line in kept + added).encode("utf-8"))
+    try:
+        with only_writer(path):
+            old = path.read_text("utf-8").splitlines() if path.exists() else []
+            kept = [line for line in old if not _speaks_of(line, name)]
+            if len(kept) == len(old) and not added:
+                return False
+            write_private(path, "".join(line + "\n" for line in kept + added).encode("utf-8"))
+    except OSError as e:
+        raise UsageError(
+            f"{path}: host keys cannot be kept: {e.strerror}", hint=f"ls -ld {path.parent}; df -h {path.parent}"
+        ) from e
     return len(kept) != len(old)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from edgevit.errors import ConfigError, UnknownName, UsageError
 from edgevit.fleet.inventory import Target, add_target, load_fleet, local_target, make_target, remove_target, select
+from edgevit.transport.hostkeys import HostKey, pin
 
 MAPPED = """\
 # the lab's boxes
@@ -189,3 +190,16 @@ def test_the_first_target_makes_the_file_and_the_last_leaves_it_readable(home: P
 def test_settings_that_could_be_options_or_paths_elsewhere_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         make_target(**{"name": "a", "host": "x", **settings})
+
+
+@pytest.mark.parametrize("what", ["fleet file", "host keys"])
+def test_a_folder_that_cannot_be_written_is_named(home: Path, tmp_path: Path, what: str) -> None:
+    """Such as one that an earlier command made as root; here a file stands in its place."""
+    (tmp_path / "config").write_text("")
+    place = tmp_path / "config" / "sub" / "file"
+    with pytest.raises(UsageError, match=r"config/sub/file: .*cannot be (written|kept): Not a directory") as caught:
+        if what == "fleet file":
+            add_target(place, make_target(name="pi", host="192.0.2.1"))
+        else:
+            pin(place, "192.0.2.1", 22, HostKey("ssh-ed25519", b"key"))
+    assert f"ls -ld {place.parent}" in caught.value.hint
