@@ -188,9 +188,9 @@ def write_bundle(
     """Write a signed bundle to the directory ``out``; it appears there whole or not at all.
 
     ``blobs`` maps each digest of the manifest to its bytes or to a file that holds them (hard-linked where that works).
-    Where ``out`` holds a bundle with the same manifest but for ``version``, it is left as it is and returned; an older
-    bundle of the same name is replaced; anything else there is a UsageError. BundleError where a blob is not
-    what the manifest says.
+    Where ``out`` holds a bundle with the same manifest but for ``version``, it is left as it is and returned, signed anew where
+    another key signs now; an older bundle of the same name is replaced; anything else there is a UsageError. BundleError where
+    a blob is not what the manifest says.
     """
     wanted = manifest.blobs()
     missing = [blob.sha256 for blob in wanted if blob.sha256 not in blobs]
@@ -198,7 +198,7 @@ def write_bundle(
         raise BundleError(f"{out}: the manifest names blobs that were not made: {', '.join(missing[:5])}")
     existing = _existing(out, manifest)
     if existing is not None and _same_but_version(existing.manifest, manifest):
-        return existing
+        return _signed(existing, sign)
     manifest_bytes = wire.dumps(manifest)
     if len(manifest_bytes) > wire.MAX_MANIFEST_BYTES:
         raise BundleError(
@@ -226,6 +226,22 @@ def write_bundle(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Bundle(out, manifest, manifest_bytes, signature, hashlib.sha256(manifest_bytes).hexdigest())
+
+
+def _signed(existing: Bundle, sign: Callable[[bytes], bytes]) -> Bundle:
+    """``existing`` with the signature that ``sign`` gives, in one rename where it has another."""
+    signature = sign(existing.manifest_bytes)
+    if signature == existing.signature:
+        return existing
+    out = existing.path
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.part-") as part:
+            _write_synced(Path(part) / SIGNATURE, signature)
+            (Path(part) / SIGNATURE).replace(out / SIGNATURE)
+        sync_folder(out)
+    except OSError as e:
+        raise BundleError(f"{out}: cannot be written: {e.strerror or e}", hint="give another -o DIR") from e
+    return dataclasses.replace(existing, signature=signature)
 
 
 def verify_place(out: Path, name: str) -> None:

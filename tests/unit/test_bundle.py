@@ -170,6 +170,17 @@ def test_a_newer_bundle_of_the_same_name_takes_the_place_whole(made: bundle.Bund
     assert [p.name for p in made.path.parent.iterdir() if p.name.startswith(".")] == []
 
 
+def test_the_same_again_with_another_key_is_signed_by_that_key(made: bundle.Bundle, tmp_path: Path) -> None:
+    """As after `edgevit key revoke`: a signature that no device accepts any more must not stay."""
+    newer = signing.make_key(tmp_path / "newer", "newer")
+    signers = tmp_path / "newer-signers"
+    signers.write_text(signing.allowed_signers_line("bob", signing.public_line(newer)) + "\n")
+    again = make_bundle(made.path, newer)
+    opened = bundle.open_bundle(made.path, signers)
+    assert (opened.signer, opened.digest, opened.signature) == ("bob", made.digest, again.signature)
+    assert [p.name for p in made.path.parent.iterdir() if p.name.startswith(".")] == []
+
+
 def test_a_damaged_bundle_is_written_anew(made: bundle.Bundle, key: Path, signers: Path) -> None:
     next((made.path / "blobs").iterdir()).write_bytes(b"damage")
     make_bundle(made.path, key)
