@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,16 +151,20 @@ class _Collecting:
     def _cancel(self, session: Session) -> None:
         from edgevit.bench import cancel_runs
 
-        there = cancel_runs(session.agent, self.cancelled)
-        self.ended.extend(there)
-        for entry in outbox.of_target(self.listing, session.target.name):
-            if entry.run_id in self.cancelled:
-                # Its sending was cut off: whether it arrived is known only now, and it must not be sent again.
-                with outbox.hold(self.folder, entry.run_id, wait=True) as standing:
-                    if standing is Hold.MINE:
-                        outbox.remove(self.folder, entry.run_id)
-                if entry.run_id not in there:
-                    self.taken.append(entry.run_id)
+        entries = outbox.of_target(self.listing, session.target.name)
+        with ExitStack() as held:
+            # Their sending was cut off, so whether they arrived is asked; and nobody may send them again meanwhile.
+            holds = {
+                entry.run_id: held.enter_context(outbox.hold(self.folder, entry.run_id, wait=True))
+                for entry in entries
+                if entry.run_id in self.cancelled
+            }
+            there = cancel_runs(session.agent, self.cancelled)
+            self.ended.extend(there)
+            for run_id, standing in holds.items():
+                if standing is Hold.MINE:
+                    outbox.remove(self.folder, run_id)
+                    self.taken += [run_id] if run_id not in there else []
 
     def _send(self, session: Session, entry: Entry) -> None:
         try:

@@ -18,10 +18,14 @@ from device_agents import wire
 from edgevit.bundle import open_bundle
 from edgevit.cli import run_cli
 from edgevit.cli.bench import Wanted, make_entry
+from edgevit.cli.collect import _Collecting
+from edgevit.cli.connect import Session
 from edgevit.errors import BundleError
 from edgevit.fleet import outbox
+from edgevit.fleet.agent import WaitingRun
 from edgevit.fleet.inventory import Target, add_target
 from edgevit.places import fleet_path, outbox_dir
+from edgevit.progress import Quiet
 from edgevit.results.store import open_store
 from tests.support import agent_bundle as tiny
 from tests.support.agent_bundle import FAST_PLAN, Signer
@@ -236,6 +240,38 @@ def test_cancelled_while_nobody_knows_whether_it_arrived_the_device_is_asked(
     assert code == 0, said
     assert found["taken_back"] == [lost.run_id] and found["waits_here"] == []
     assert known_there(box) == {arrived.run_id} and stored(arrived.run_id) == 1
+
+
+def test_cancelled_while_another_edgevit_sends_it_again_it_is_ended_on_the_device(bundle: Path) -> None:
+    """Asked before that one is done, the device would know nothing of the run yet."""
+    entry, there, asked, held = put(bundle, "box"), list[str](), threading.Event(), threading.Event()
+    outbox.note_asked(outbox_dir(), entry.run_id)
+
+    class Asked:
+        def waiting(self) -> list[WaitingRun]:
+            found = [WaitingRun(run_id, "queued") for run_id in there]
+            asked.set()
+            return found
+
+        def cancel(self, run_id: str) -> bool:
+            there.remove(run_id)
+            return True
+
+    def send() -> None:
+        with outbox.hold(outbox_dir(), entry.run_id, wait=True):
+            held.set()
+            asked.wait(0.5)
+            there.append(entry.run_id)
+            outbox.remove(outbox_dir(), entry.run_id)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    held.wait()
+    with open_store() as store:
+        collecting = _Collecting(outbox_dir(), outbox.read(outbox_dir()), store, Quiet(), False, frozenset({entry.run_id}))
+        collecting._cancel(Session(Target(name="box", host="192.0.2.1"), Asked()))  # type: ignore[arg-type]
+    sender.join()
+    assert (collecting.ended, collecting.taken, there) == ([entry.run_id], [], []), "said to be taken back, and measured"
 
 
 def test_the_lock_of_an_entry_is_its_own_and_ends_with_its_holder(bundle: Path, tmp_path: Path) -> None:
