@@ -130,8 +130,8 @@ def quantizable_layers(module: torch.nn.Module, convolutions: bool) -> list[tupl
 
 def unfit_layers(module: torch.nn.Module, x: torch.Tensor) -> dict[str, str]:
     """Layers that files do not hold once each, and why: those whose input is the same for ``x`` (N, 3, H, W) and for noise of
-    its shape, as in networks that make position biases (Swin V2, GCViT), which exporters fold into a constant, and those that
-    run several times (CoaT)."""
+    its shape, as in networks that make position biases (Swin V2, GCViT), which exporters fold into a constant, those that run
+    several times (CoaT), and linear layers that have no part in the answer (a head for training alone)."""
     import torch
 
     from edgevit.compress.equalise import run_hooked
@@ -155,7 +155,31 @@ def unfit_layers(module: torch.nn.Module, x: torch.Tensor) -> dict[str, str]:
             found[name] = "it reads the same for every image, and is computed once, when the file is written"
         elif len(read) > 2:
             found[name] = f"it runs {len(read) // 2} times in one inference"
-    return found
+    silent = [n for n, m in layers if isinstance(m, torch.nn.Linear) and n not in seen]
+    return found | dict.fromkeys(_unused(module, x, silent), "it has no part in the answer")
+
+
+def _unused(module: torch.nn.Module, x: torch.Tensor, names: list[str]) -> list[str]:
+    """Those of the layers ``names`` whose weight the outputs for ``x`` do not hang on. A layer that is not called may still be
+    multiplied by (BEiT, EVA)."""
+    import torch
+
+    weights: list[Any] = [module.get_submodule(name).weight for name in names]
+    if not names:
+        return []
+    before = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            answer = module(x).sum()
+        if not answer.requires_grad:
+            return names
+        slopes = torch.autograd.grad(answer, weights, allow_unused=True)
+    finally:
+        for weight, wanted in zip(weights, before, strict=True):
+            weight.requires_grad_(wanted)
+    return [name for name, slope in zip(names, slopes, strict=True) if slope is None]
 
 
 def _same_halves(read: list[torch.Tensor]) -> bool:

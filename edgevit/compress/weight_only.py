@@ -207,6 +207,10 @@ def layers_to_round(scheme: str, state: Compressed) -> tuple[list[Layer], dict[s
             f"{scheme} applies to no layer: the module has no linear or convolution layer that runs once for each image",
             hint="build it with --recipe fp32",
         )
+    called = {one.name for one in layers}
+    for name, part in state.module.named_modules():
+        if isinstance(part, torch.nn.Linear) and name not in called:
+            unfit.setdefault(name, "the model multiplies by its weight without calling it")
     return layers, {name: f"stays float: {reason}" for name, reason in unfit.items()}
 
 

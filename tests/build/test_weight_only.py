@@ -221,6 +221,15 @@ def test_layers_that_a_file_does_not_hold_once_stay_float(pixels: Any) -> None:
     assert not [one for one in state.spec.layers if "cpb_mlp" in one.name]
 
 
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-weights"])
+def test_a_head_for_training_alone_stays_float(scheme: Any, pixels: Any) -> None:
+    module = tiny_vit()
+    module.aux = torch.nn.Linear(48, 10)
+    state = quantized(module, QuantizeConfig(scheme=scheme), pixels, real=False)
+    read_onnx(*reversed(onnx_of(state, pixels)), state.spec, CEILING)
+    assert state.reports[-1].details["aux"] == "stays float: it has no part in the answer"
+
+
 def test_every_head_of_several_counts_as_the_last() -> None:
     timm = import_timm()
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 7}
