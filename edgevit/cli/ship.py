@@ -12,7 +12,7 @@ from edgevit.cli.connect import Session, open_session
 from edgevit.cli.selection import choose_stored
 from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable
 from edgevit.fleet.audit import Action, Detail, Entry, recording
-from edgevit.fleet.deploy import DeployOutcome, DeployPlan, apply_plan, check_pin, describe, plan_deploy
+from edgevit.fleet.deploy import DeployOutcome, DeployPlan, add_earlier_tries, apply_plan, check_pin, describe, plan_deploy
 from edgevit.fleet.operator import Operator, holding, release_lock
 from edgevit.fleet.pace import Estimate, estimate
 from edgevit.fleet.retry import keep_trying
@@ -54,7 +54,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Shipped:
-    """What became of one target: ``active`` is what it has now, ``before`` what it would go back to."""
+    """What became of one target: ``active`` is what it has now, ``before`` what it would go back to; ``plan`` is of the last
+    try, ``outcome`` of all."""
 
     plan: DeployPlan
     outcome: DeployOutcome
@@ -116,7 +117,7 @@ def ship_one(order: Order, target: Target, progress: Progress, *, keep_lock: boo
     A lost link is taken up again: facts, plan and upload begin anew, and what arrived is not sent twice.
     """
     name, line, began = target.name, OneLine(progress, target.name), time.monotonic()
-    ended = "failed"
+    ended, plans = "failed", list[DeployPlan]()
     line.start(name, f"{name}: connecting")
     try:
         with recording(order.action("deploy"), target) as record:
@@ -127,6 +128,7 @@ def ship_one(order: Order, target: Target, progress: Progress, *, keep_lock: boo
                 line.start(name, f"{name}: facts and plan")
                 with holding(session.agent, order.operator, take_over=order.take_over, keep=keep_lock) as ended_lock:
                     plan, choice, facts = _plan(order, session)
+                    plans.append(plan)
                     record.note(variant=describe(plan.wanted), policy=plan.policy)
                     outcome = apply_plan(plan, order.bundle, session.agent, line)
                 return plan, outcome, choice, facts, ended_lock.owner if ended_lock else ""
@@ -137,16 +139,17 @@ def ship_one(order: Order, target: Target, progress: Progress, *, keep_lock: boo
                 retries=order.retries,
                 on_wait=lambda text: line.start(name, f"{name}: {text}"),
             )
+            active = outcome.active or facts.active
+            if active is None:
+                raise DeviceRefused("no-active", f"{name}: nothing is active there after it was activated")
+            before = facts.active if outcome.active is not None else facts.previous
+            outcome = add_earlier_tries(outcome, plans[0], plan, active)
             record.note(sent_bytes=outcome.sent_bytes, send_ms=round(1000 * outcome.send_seconds))
             record.note(activated=outcome.active is not None, links_lost=lost)
             if took_over:
                 record.note(took_over=took_over)
         if choice is not None and order.store is not None:
             order.store.add_choice(choice)
-        active = outcome.active or facts.active
-        if active is None:
-            raise DeviceRefused("no-active", f"{name}: nothing is active there after it was activated")
-        before = facts.active if outcome.active is not None else facts.previous
         ended = "deployed" if outcome.changed else "was there"
         return Shipped(plan, outcome, active, before, choice, time.monotonic() - began, lost, took_over)
     except EdgevitError as error:

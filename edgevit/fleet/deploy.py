@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from device_agents import wire
@@ -231,6 +231,22 @@ def apply_plan(plan: DeployPlan, bundle: Bundle, agent: Agent, progress: Progres
         changed=changed or bool(removed and removed.freed_bytes),
         send_seconds=send_seconds,
         removed=removed,
+    )
+
+
+def add_earlier_tries(outcome: DeployOutcome, first: DeployPlan, last: DeployPlan, active: wire.Active) -> DeployOutcome:
+    """What a deployment did in all, where lost links made it begin anew. ``outcome`` is of the ``last`` plan; what the first
+    wanted and the last did not any more was done by a try whose answer was lost. ``active``: as it is now. Pure."""
+    came = max(first.send_bytes - last.send_bytes, 0)
+    installed = first.install and not last.install
+    activated = first.activate is not None and last.activate is None
+    return replace(
+        outcome,
+        sent_blobs=max(outcome.sent_blobs, len(first.send)),
+        sent_bytes=outcome.sent_bytes + came,
+        installed=outcome.installed or installed,
+        active=active if activated else outcome.active,
+        changed=outcome.changed or installed or activated or came > 0,
     )
 
 

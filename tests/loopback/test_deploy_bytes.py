@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
-from edgevit.fleet import upload
+from edgevit.errors import LostLink
+from edgevit.fleet import retry, upload
+from edgevit.fleet.agent import Agent
+from edgevit.fleet.audit import read_log
+from edgevit.places import audit_path
 from edgevit.plans import PLANS
 from tests.support.agent_bundle import FAST_PLAN, Signer, make_bundle
 from tests.support.cli import Cli
@@ -65,3 +69,28 @@ def test_a_rate_that_nobody_would_keep_to_is_refused(cli: Cli, operator: Signer,
     cli("bench", made, "local", "--detach", "--max-rate", "5").refused(2, "--max-rate", "edgevit deploy")
     for wrong in ("0", "-1", "nan", "fast"):
         assert cli("deploy", made, "local", "--max-rate", wrong).code == 2
+
+
+def test_what_was_done_before_the_link_was_lost_is_done_by_this_deployment(
+    cli: Cli, operator: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is lost, the next try finds everything there: it was this command that sent and activated it."""
+    bundle, lost = bundle_of(tmp_path, operator, WEIGHTS, 1), list[str]()
+    real = Agent.activate
+
+    def answer_lost(agent: Agent, *arguments: Any, **options: Any) -> Any:
+        answer = real(agent, *arguments, **options)
+        if not lost:
+            lost.append("activate")
+            raise LostLink("local: the link was cut")
+        return answer
+
+    monkeypatch.setattr(Agent, "activate", answer_lost)
+    monkeypatch.setattr(retry, "FIRST_S", 0.01)
+    done = deployed(cli, bundle, "local")
+    assert (done["links_lost"], done["changed"], done["installed"]) == (1, True, True)
+    assert done["sent_bytes"] > len(WEIGHTS) and done["active"]["bundle_version"] == 1
+    details = read_log(audit_path()).entries[-1].details
+    assert details["activated"] is True and details["sent_bytes"] == done["sent_bytes"]
+    again = deployed(cli, bundle, "local")
+    assert (again["changed"], again["sent_bytes"], again["active"]) == (False, 0, None)
