@@ -14,6 +14,7 @@ from typing import Any
 from device_agents.wire import Measurement, Reading, Run, Series
 from edgevit.report.page_rows import short
 from edgevit.results.percentiles import percentile
+from edgevit.results.sustained import median_latency_ms
 
 STRETCHES = 80
 """Of one series, at most."""
@@ -59,12 +60,19 @@ def trace(run: Run, rows: Sequence[int]) -> dict[str, Any]:
 
 
 def _points(one: Series, offset: float) -> dict[str, Any]:
-    """[s, fastest, median, slowest] in ms, of a stretch each; of a sustained series its windows, which know no fastest, of any
-    other its samples, laid end to end after the warm-up."""
+    """[s, fastest, median, slowest] in ms, of a stretch each; of a sustained series its windows, which know no fastest, neighbours
+    together where there are many; of any other its samples, laid end to end after the warm-up."""
     if one.windows:
         step = -(-len(one.windows) // WINDOWS)
+        groups = [one.windows[i : i + step] for i in range(0, len(one.windows), step)]
         points = [
-            [round(offset + w.at_ms / 1000, 2), None, short(w.p50_ns / 1e6), short(w.max_ns / 1e6)] for w in one.windows[::step]
+            [
+                round(offset + some[0].at_ms / 1000, 2),
+                None,
+                short(median_latency_ms(some)),
+                short(max(w.max_ns for w in some) / 1e6),
+            ]
+            for some in groups
         ]
         return {"points": points, "windows": True}
     began = [offset + (one.init_time_ns + one.first_inference_ns + sum(one.warmup_ns)) / 1e9]

@@ -92,6 +92,9 @@ def test_minutes_of_load_come_as_windows_with_the_knee() -> None:
     data = shown(run(measurements=(dataclasses.replace(base, series=(dataclasses.replace(base.series[0], windows=windows),)),)))
     (traced,) = data["runs"]
     assert traced["series"][0]["windows"] is True and len(traced["series"][0]["points"]) == 434
+    spiked = tuple(dataclasses.replace(w, max_ns=10**9) if i == 700 else w for i, w in enumerate(windows))
+    data = shown(run(measurements=(dataclasses.replace(base, series=(dataclasses.replace(base.series[0], windows=spiked),)),)))
+    assert max(slowest for *_, slowest in data["runs"][0]["series"][0]["points"]) == 1000, "a spike is lost"
     (load,) = data["plans"]["loads"]
     assert load["knee"] == 120.0 and "retention 71.4 %: 100.0 inferences/s at first, 70.0 after 120 s" in load["words"]
 
