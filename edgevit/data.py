@@ -96,7 +96,8 @@ def match_labels(images: ImageSet, classes: int, model_names: Sequence[Sequence[
     """The same images with labels as indices of the *model's* classes.
 
     ``model_names`` lists naming schemes of the model (its label names, ImageNet synsets …); written names are looked up in the
-    first scheme that knows them all. Raises :class:`DataError` for an index out of range or a name no scheme has.
+    first scheme that knows them all. Raises :class:`DataError` for an index out of range, a name no scheme has, and one that
+    stands for several classes.
     """
     if images.labels is None:
         return images
@@ -111,6 +112,7 @@ def match_labels(images: ImageSet, classes: int, model_names: Sequence[Sequence[
     for scheme in model_names:
         index = {name: i for i, name in enumerate(scheme)}
         if all(name in index for name in used):
+            _verify_unique(images, scheme, model)
             return replace(images, labels=tuple(index[i.label or ""] for i in images.items), class_names=tuple(scheme))
     if not model_names:
         if len(images.class_names) != classes:
@@ -127,6 +129,20 @@ def match_labels(images: ImageSet, classes: int, model_names: Sequence[Sequence[
     raise DataError(
         f"{item.where}: no class named {item.label!r}{tail}", hint="give the model's class names with --labels FILE"
     )
+
+
+def _verify_unique(images: ImageSet, scheme: Sequence[str], model: str) -> None:
+    """ImageNet has two cranes, a bird and a machine: which of them is meant cannot be told from that name."""
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(scheme):
+        places.setdefault(name, []).append(i)
+    item = next((i for i in images.items if len(places[i.label or ""]) > 1), None)
+    if item is not None:
+        classes = " and ".join(map(str, places[item.label or ""]))
+        raise DataError(
+            f"{item.where}: {item.label!r} names several classes of {model}: {classes}",
+            hint="write the classes as indices (or, for ImageNet, as synsets such as n02012849)",
+        )
 
 
 def pixels(

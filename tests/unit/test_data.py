@@ -89,6 +89,17 @@ def test_csv_with_indices_and_names(folder: Path, cache: Cache) -> None:
     assert matched.labels == (2, 1)
 
 
+def test_a_name_of_two_classes_is_refused(tmp_path: Path, cache: Cache) -> None:
+    """ImageNet's crane is a bird and a machine."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\na.png,crane\n")
+    with pytest.raises(DataError, match=r"t.csv:2: a.png: 'crane' names several classes of a model: 1 and 2"):
+        match_labels(open_data(table, cache), 3, [("dog", "crane", "crane")], "a model")
+    table.write_text("path,label\na.png,dog\n")
+    assert match_labels(open_data(table, cache), 3, [("dog", "crane", "crane")], "a model").labels == (0,)
+
+
 @pytest.mark.parametrize("as_struct", [False, True])
 def test_parquet_gives_the_same_pixels_as_files(folder: Path, cache: Cache, tmp_path: Path, as_struct: bool) -> None:
     import pyarrow as pa
