@@ -60,8 +60,8 @@ def trace(run: Run, rows: Sequence[int]) -> dict[str, Any]:
 
 
 def _points(one: Series, offset: float) -> dict[str, Any]:
-    """[s, fastest, median, slowest] in ms, of a stretch each; of a sustained series its windows, which know no fastest, neighbours
-    together where there are many; of any other its samples, laid end to end after the warm-up."""
+    """[s, fastest, median, slowest] in ms, of a stretch each; of a sustained series its windows, which know no fastest,
+    neighbours together where there are many; of any other its samples, laid end to end after the warm-up."""
     if one.windows:
         step = -(-len(one.windows) // WINDOWS)
         groups = [one.windows[i : i + step] for i in range(0, len(one.windows), step)]
