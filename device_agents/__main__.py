@@ -259,7 +259,7 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
 }
 
 
-CHANGING = ("install", "activate", "rollback", "gc", "uninstall")
+CHANGING = ("install", "activate", "rollback", "gc", "uninstall", "unprovision")
 """Commands that look at the operators' lock; a test holds them against :mod:`device_agents.operator_lock`, which the others
 need not import."""
 

@@ -24,7 +24,7 @@ from device_agents.codec import number, text
 from device_agents.errors import Refused
 from device_agents.root import Root
 
-HELD_ALONE = ("activate", "rollback", "gc", "uninstall")
+HELD_ALONE = ("activate", "rollback", "gc", "uninstall", "unprovision")
 """Commands that another operator's lock keeps out. ``install`` only adds what nothing uses yet (a measurement does that too):
 it is refused only to an operator who has lost the lock meanwhile."""
 

@@ -99,7 +99,8 @@ def provision_targets(
 @click.command()
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def unprovision(targets: Sequence[str], yes: bool) -> int:
+@click.option("--take-over", is_flag=True, help="Take the lock of another operator who is gone; it ends by itself too.")
+def unprovision(targets: Sequence[str], yes: bool, take_over: bool) -> int:
     """Take everything edgevit put on TARGETs away: bundles, results that wait there, the Python environment."""
     chosen = [t.name for t in select_targets(targets)]
     if not yes:
@@ -107,8 +108,16 @@ def unprovision(targets: Sequence[str], yes: bool) -> int:
             raise UsageError("this removes the agent's whole folder there; nobody can be asked", hint="… --yes")
         click.confirm(f"Remove everything of edgevit from {', '.join(chosen)}?", abort=True, err=True)
     from edgevit.fleet.audit import Action
+    from edgevit.fleet.operator import holding_where_it_fits, this_operator
 
-    done, code = each_target(chosen, lambda session: session.agent.unprovision(), action=Action("unprovision"))
+    operator = this_operator("target unprovision")
+
+    def work(session: Session) -> None:
+        # The lock goes with everything else.
+        with holding_where_it_fits(session.agent, operator, take_over=take_over, keep=True):
+            session.agent.unprovision()
+
+    done, code = each_target(chosen, work, action=Action("unprovision"))
     for name, _ in done:
         click.echo(f"{name}: nothing of edgevit is left there")
     return code

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
 
 from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import emit_json, json_option
-from edgevit.errors import DeviceRefused
 
 if TYPE_CHECKING:
     from device_agents.wire import Facts, InstalledBundle
@@ -29,7 +27,7 @@ def prune(targets: Sequence[str], dry_run: bool, take_over: bool, as_json: bool)
     measurement needs stays, and so do results and the Python environment.
     """
     from edgevit.fleet.audit import Action
-    from edgevit.fleet.operator import holding, this_operator
+    from edgevit.fleet.operator import holding_where_it_fits, this_operator
 
     operator = this_operator("target prune")
 
@@ -37,13 +35,7 @@ def prune(targets: Sequence[str], dry_run: bool, take_over: bool, as_json: bool)
         idle = idle_bundles(session.agent.probe(quick=True))
         if dry_run or not idle:
             return idle, None
-        with ExitStack() as held:
-            try:
-                held.enter_context(holding(session.agent, operator, take_over=take_over))
-            except DeviceRefused as error:
-                if error.code != "no-space":
-                    raise
-                # Not even the lock fits there. Without one nothing is removed either while another operator holds it.
+        with holding_where_it_fits(session.agent, operator, take_over=take_over):
             freed = session.agent.uninstall([one.bundle for one in idle])
         session.note(bundles=freed.removed_bundles, bytes=freed.freed_bytes)
         return idle, freed

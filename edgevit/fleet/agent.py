@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edgevit.bundle import Bundle
 
-UNDER_THE_LOCK = ("install", "activate", "rollback", "gc", "uninstall")
+UNDER_THE_LOCK = ("install", "activate", "rollback", "gc", "uninstall", "unprovision")
 """Commands that tell the device whose lock they work under."""
 
 

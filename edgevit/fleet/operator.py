@@ -6,7 +6,7 @@ import functools
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,3 +117,16 @@ def holding(agent: Agent, operator: Operator, *, take_over: bool = False, keep: 
         raise
     if not keep:
         release_lock(agent, operator)
+
+
+@contextmanager
+def holding_where_it_fits(agent: Agent, operator: Operator, *, take_over: bool = False, keep: bool = False) -> Iterator[None]:
+    """:func:`holding` for what only removes. A full disk has no room for a lock; without one the device removes nothing either
+    while another operator holds it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(holding(agent, operator, take_over=take_over, keep=keep))
+        except DeviceRefused as error:
+            if error.code != "no-space":
+                raise
+        yield

@@ -55,6 +55,7 @@ def test_what_changes_the_device_is_refused_to_everyone_else(agent: tiny.AgentPr
     for stranger in ((), ("--operator", BEN)):
         assert "ann@desk is at it" in refused(agent, "rollback", *stranger)
     assert "ann@desk" in refused(agent, "gc", "--operator", BEN)
+    assert "ann@desk" in refused(agent, "unprovision")
     assert "ann@desk" in refused(agent, "activate", stdin={})
     assert "ann@desk" in refused(agent, "install", "--operator", BEN)
     agent.install(bundle)  # adds what nothing uses: a measurement by another does that too

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgevit.fleet.connect import connect
 from edgevit.fleet.inventory import local_target
+from edgevit.places import local_root
 from edgevit.transport.prompts import NoPrompts
 from tests.support.agent_bundle import Signer, make_bundle
 from tests.support.cli import Cli, active
@@ -48,3 +49,13 @@ def test_another_operators_lock_keeps_it_out(cli: Cli, operator: Signer, tmp_pat
     assert len(installed_locally()) == 3
     assert cli("target", "prune", "local", "--take-over").code == 0
     assert len(installed_locally()) == 2
+
+
+def test_nobody_takes_everything_away_from_under_another_operator(cli: Cli, operator: Signer, tmp_path: Path) -> None:
+    assert cli("deploy", make_bundle(operator).write(tmp_path / "v1"), "local").code == 0
+    with connect(local_target(), NoPrompts()) as agent:
+        assert agent.take_lock("ann@desk", "deploy tiny v4", "a" * 32, 600.0).taken
+    cli("target", "unprovision", "local", "--yes").refused(3, "ann@desk", "--take-over")
+    assert len(installed_locally()) == 1
+    assert cli("target", "unprovision", "local", "--yes", "--take-over").code == 0
+    assert not local_root().exists(), "something was left there, or brought back"
