@@ -15,6 +15,7 @@ import sys
 import threading
 import urllib.parse
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -65,8 +66,9 @@ def provision(store: Store, console: Console, agent_sha256: str) -> Dict[str, An
         with _no_job_running(store):
             if folder is None:
                 there, _ = read_environment(store)
-                received = _receive(store, console, request, request.beyond(there))
-                folder = _make_environment(store, console, request, there)
+                with store.scratch() as scratch:
+                    received, wheels = _receive(store, console, request, request.beyond(there), scratch)
+                    folder = _make_environment(store, console, request, there, _Named(wheels, scratch))
             else:
                 console.emit({"type": "need", "blobs": [], "free_bytes": store.free_bytes(), "last": True})
             try:
@@ -117,18 +119,30 @@ def _no_job_running(store: Store) -> Iterator[None]:
 # ---- wheels ----------------------------------------------------------------------------------------------------------
 
 
-def _receive(store: Store, console: Console, request: wire.EnvironmentRequest, wheels: Sequence[wire.Wheel]) -> int:
-    """Bytes received. What an earlier attempt left unfinished, and the environment before the one in use, go first."""
+@dataclass(frozen=True)
+class _Named:
+    """Wheels under their true names in ``folder``, which no garbage collection looks into; pip's other files lie there too."""
+
+    wheels: Sequence[Tuple[wire.Wheel, Path]]
+    folder: Path
+
+
+def _receive(
+    store: Store, console: Console, request: wire.EnvironmentRequest, wheels: Sequence[wire.Wheel], folder: Path
+) -> Tuple[int, List[Tuple[wire.Wheel, Path]]]:
+    """(Bytes received, the wheels by their names in ``folder``). What an earlier attempt left unfinished, and the environment
+    before the one in use, go first."""
     with locked_blobs(store, console):
         with console.heartbeat():
             store.clean_temporaries()
             used = used_environment(store)
-            for folder in list_environments(store):
-                if folder != used:
-                    _discard(folder)
+            for environment in list_environments(store):
+                if environment != used:
+                    _discard(environment)
         blobs = tuple({w.sha256: wire.Blob(w.sha256, w.size) for w in wheels}.values())
         received, _ = take_in(store, console, blobs, "the environment", request.unpacked_bytes)
-    return received
+        with console.heartbeat():
+            return received, [(wheel, _name_wheel(store, wheel, folder)) for wheel in wheels]
 
 
 def _discard(folder: Path) -> None:
@@ -144,21 +158,17 @@ def _discard(folder: Path) -> None:
         raise refuse_os_error(e, "removing {}".format(folder)) from e
 
 
-def _name_wheels(store: Store, wheels: Sequence[wire.Wheel], folder: Path) -> Dict[str, Path]:
-    """The wheels under their true names in ``folder``, by package: pip knows a wheel by its file name."""
-    found = {}
-    for wheel in wheels:
-        path = folder / wheel.name
-        blob = store.blob_path(wheel.sha256)
+def _name_wheel(store: Store, wheel: wire.Wheel, folder: Path) -> Path:
+    """Where it lies under its true name: pip knows a wheel by its file name."""
+    path, blob = folder / wheel.name, store.blob_path(wheel.sha256)
+    try:
         try:
-            try:
-                os.link(str(blob), str(path))
-            except OSError:  # a file system without hard links
-                shutil.copyfile(str(blob), str(path))
-        except OSError as e:
-            raise refuse_os_error(e, "naming the wheel {}".format(wheel.name)) from e
-        found[package_of(wheel.name)] = path
-    return found
+            os.link(str(blob), str(path))
+        except OSError:  # a file system without hard links
+            shutil.copyfile(str(blob), str(path))
+    except OSError as e:
+        raise refuse_os_error(e, "naming the wheel {}".format(wheel.name)) from e
+    return path
 
 
 def _drop_wheels(store: Store, wheels: Sequence[wire.Wheel]) -> None:
@@ -176,7 +186,7 @@ def _drop_wheels(store: Store, wheels: Sequence[wire.Wheel]) -> None:
 
 
 def _make_environment(
-    store: Store, console: Console, request: wire.EnvironmentRequest, there: Optional[wire.Environment]
+    store: Store, console: Console, request: wire.EnvironmentRequest, there: Optional[wire.Environment], named: _Named
 ) -> Path:
     """A finished environment that is not yet in use, grown from the one in use (``there``) where that is enough.
 
@@ -202,7 +212,7 @@ def _make_environment(
             # Without pip: many a board's Python has no ensurepip, and pip comes along as a wheel.
             command = [sys.executable, "-m", "venv", "--without-pip"] + site + [str(folder)]
             _run_step(command, console, "environment", "no-python")
-        _install_wheels(store, console, request.beyond(there), str(python_of(folder)))
+        _install_wheels(store, console, named, str(python_of(folder)))
         store.write(folder / MARK, make_mark(environment_of(request)))
     except Refused:
         if folder.exists():
@@ -211,27 +221,22 @@ def _make_environment(
     return folder
 
 
-def _install_wheels(store: Store, console: Console, wheels: Sequence[wire.Wheel], python: str) -> None:
-    if not wheels:
+def _install_wheels(store: Store, console: Console, named: _Named, python: str) -> None:
+    found = {package_of(wheel.name): (wheel, path) for wheel, path in named.wheels}
+    if set(found) <= {"pip"}:
         return
-    with store.scratch() as scratch:
-        paths = _name_wheels(store, wheels, scratch)
-        pip = paths.pop("pip")
-        lines = []
-        for wheel in wheels:
-            package = package_of(wheel.name)
-            if package in paths:
-                url = "file://" + urllib.parse.quote(str(paths[package]))
-                lines.append("{} @ {} --hash=sha256:{}\n".format(package, url, wheel.sha256))
-        if not lines:
-            return
-        listed = scratch / "requirements.txt"
-        store.write(listed, "".join(lines).encode("utf-8"))
-        # No cache and no compiling of what may never run: nothing is left outside the root, and a Pi Zero is spared minutes.
-        options = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--ignore-installed", "--require-hashes"]
-        quiet = ["--disable-pip-version-check", "--no-input", "--no-warn-script-location", "--progress-bar", "off"]
-        command = [python, str(pip / "pip"), "install"] + options + quiet + ["-r", str(listed)]
-        _run_step(command, console, "install", "no-runtime", temporary=scratch)
+    _, pip = found.pop("pip")
+    lines = []
+    for package, (wheel, path) in found.items():
+        url = "file://" + urllib.parse.quote(str(path))
+        lines.append("{} @ {} --hash=sha256:{}\n".format(package, url, wheel.sha256))
+    listed = named.folder / "requirements.txt"
+    store.write(listed, "".join(lines).encode("utf-8"))
+    # No cache and no compiling of what may never run: nothing is left outside the root, and a Pi Zero is spared minutes.
+    options = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--ignore-installed", "--require-hashes"]
+    quiet = ["--disable-pip-version-check", "--no-input", "--no-warn-script-location", "--progress-bar", "off"]
+    command = [python, str(pip / "pip"), "install"] + options + quiet + ["-r", str(listed)]
+    _run_step(command, console, "install", "no-runtime", temporary=named.folder)
 
 
 def _run_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -95,6 +96,28 @@ def test_it_grows_by_what_is_added_alone(agent: AgentProcess, pip: FoundWheel, t
     provision(agent, [pip, second])
     assert run_in(agent, "import importlib.util as u; print(u.find_spec('one'))") == "None"
     assert len(list((agent.root / "venvs").iterdir())) == 2, "the one in use and the one before it"
+
+
+GC_FIRST = """
+import json, os, subprocess
+real = subprocess.Popen
+def popen(argv, *args, **kwargs):
+    if list(argv[1:3]) == ["-m", "venv"]:
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        real(json.loads(os.environ["EDGEVIT_TEST_GC"]), env=env, stdout=subprocess.DEVNULL).wait()
+    return real(argv, *args, **kwargs)
+subprocess.Popen = popen
+"""
+
+
+def test_garbage_collected_meanwhile_takes_no_wheel_away(agent: AgentProcess, pip: FoundWheel, tmp_path: Path) -> None:
+    """A deployment with --prune, or the daemon over its quota, while the environment is being made."""
+    (tmp_path / "sitecustomize.py").write_text(GC_FIRST)
+    env = {**(agent.env or {}), "PYTHONPATH": str(tmp_path), "EDGEVIT_TEST_GC": json.dumps(agent.argv("gc"))}
+    made = make_wheel(tmp_path / "w", "one-1-py3-none-any.whl", files={"one/__init__.py": "x = 1"})
+    provision(dataclasses.replace(agent, env=env), [pip, made])
+    assert run_in(agent, "import one; print(one.x)") == "1"
+    assert not list((agent.root / "blobs").iterdir()), "nothing was collected, so nothing was tested"
 
 
 def test_an_environment_without_packages_in_place_of_an_older_agent_s_folder(agent: AgentProcess) -> None:
