@@ -312,7 +312,23 @@ class Root:
 
 
 def temp_name() -> str:
-    return "{}{}-{}".format(TEMP_PREFIX, os.getpid(), os.urandom(8).hex())
+    """Of something half-written: it tells which process is at it, so that whoever cleans up asks no clock."""
+    return "{}{}-{}-{}".format(TEMP_PREFIX, os.getpid(), started_ticks("self"), os.urandom(8).hex())
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether the process that made this :func:`temp_name` is gone; its number may be another's by now."""
+    pid, _, rest = name[len(TEMP_PREFIX) :].partition("-")
+    return not pid.isdigit() or started_ticks(pid) != rest.partition("-")[0]
+
+
+def started_ticks(pid: str) -> str:
+    """When a process began, in ticks since boot (proc(5), field 22 of stat); empty where there is none."""
+    try:
+        with open("/proc/{}/stat".format(pid), "rb") as f:
+            return f.read().rpartition(b")")[2].split()[19].decode("ascii")
+    except (OSError, IndexError):
+        return ""
 
 
 def open_log(path: Path, mode: int) -> int:

@@ -10,16 +10,24 @@ import hashlib
 import os
 import shutil
 import stat
-import time
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Tuple
 
 from device_agents import wire
 from device_agents.errors import Refused, refuse_os_error
-from device_agents.root import FOLDERS, SHA256, TEMP_PREFIX, Root, checked_sha256, sync_folder, temp_name, write_durably
+from device_agents.root import (
+    FOLDERS,
+    SHA256,
+    TEMP_PREFIX,
+    Root,
+    checked_sha256,
+    is_abandoned,
+    sync_folder,
+    temp_name,
+    write_durably,
+)
 
 CHUNK = 1024 * 1024
-STALE_TEMP_S = 3600.0
 
 
 class Store(Root):
@@ -137,19 +145,15 @@ class Store(Root):
         except OSError as e:
             raise refuse_os_error(e, "removing bundle {}".format(digest)) from e
 
-    def clean_temporaries(self, older_than_s: float = STALE_TEMP_S) -> None:
-        """Remove what a killed agent left half-written. Young ones may belong to an agent at work and are left."""
-        now = time.time()
+    def clean_temporaries(self) -> None:
+        """Remove what a killed agent left half-written. What belongs to one at work is left."""
         for folder in ("",) + FOLDERS:
             for name in self.names_in(folder):
                 path = self.root / folder / name
-                if not name.startswith(TEMP_PREFIX):
+                if not name.startswith(TEMP_PREFIX) or not is_abandoned(name):
                     continue
                 with contextlib.suppress(OSError):
-                    info = path.lstat()
-                    if now - info.st_mtime < older_than_s and _process_lives(name):
-                        continue
-                    if stat.S_ISDIR(info.st_mode):
+                    if stat.S_ISDIR(path.lstat().st_mode):
                         shutil.rmtree(str(path))
                     else:
                         path.unlink()
@@ -195,8 +199,3 @@ def hash_descriptor(fd: int) -> str:
             if not n:
                 return digest.hexdigest()
             digest.update(view[:n])
-
-
-def _process_lives(name: str) -> bool:
-    pid = name[len(TEMP_PREFIX) :].partition("-")[0]
-    return pid.isdigit() and Path("/proc", pid).exists()

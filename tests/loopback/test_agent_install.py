@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from device_agents import wire
+from device_agents.root import temp_name
 from tests.support.agent_bundle import (
     CASES,
     AgentProcess,
@@ -379,15 +380,17 @@ def test_gc_leaves_alone_what_others_are_writing(agent: AgentProcess, bundle: Ti
     """A result on its way into the spool, an environment's wheels: the process that their names tell of is at work."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    mine = [agent.root / folder / f".tmp-{os.getpid()}-00" for folder in ("spool", "queue")]
-    dead = agent.root / "spool" / f".tmp-{ended.pid}-00"
-    for path in (*mine, dead):
+    mine = [agent.root / folder / temp_name() for folder in ("spool", "queue")]
+    dead = [agent.root / "spool" / f".tmp-{pid}-00" for pid in (f"{ended.pid}-1", f"{os.getpid()}-1", "x")]
+    for path in (*mine, *dead):
         path.write_bytes(b"half")
-    scratch = agent.root / f".tmp-{os.getpid()}-11"
+    scratch = agent.root / temp_name()
     scratch.mkdir()
+    for path in (*mine, scratch):
+        os.utime(path, (0, 0))  # a board without a battery: the clock was set while it was at work
     agent.call("gc")
     assert all(path.exists() for path in (*mine, scratch)), "the writer's rename would fail"
-    assert not dead.exists()
+    assert not any(path.exists() for path in dead), "its process is gone, also where its number is another's by now"
 
 
 def test_uninstall_takes_what_is_named_and_nothing_that_is_used(agent: AgentProcess, signer: Signer) -> None:
