@@ -45,7 +45,8 @@ def measure_sensitivity(
 ) -> dict[str, Sensitivity]:
     """The Fisher information of the model's own answers at each layer's output; labels are drawn from them.
 
-    ``images`` are batches (N, 3, H, W). Raises :class:`BuildError` naming the first layer with NaN or infinity.
+    ``images`` are batches (N, 3, H, W); layers that read nothing of them are absent. Raises :class:`BuildError`
+    naming the first layer with NaN or infinity.
     """
     import torch
 
@@ -64,6 +65,8 @@ def measure_sensitivity(
         def forward(_: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
             if not bool(torch.isfinite(output).all()):
                 raise BuildError(f"NaN or infinity at the layer {path} on calibration images", hint="check the weights")
+            if not output.requires_grad:
+                return  # it reads nothing of the image, as what makes position biases does
             x, y = rows_of(args[0].detach(), count, convolution), rows_of(output.detach(), count, convolution)
 
             def backward(gradient: torch.Tensor) -> None:

@@ -22,7 +22,7 @@ from edgevit.compress.ridge import Moments, truncate_product
 from edgevit.errors import BuildError, DataError
 from edgevit.progress import Quiet
 from edgevit.recipe import Recipe
-from edgevit.torchsetup import import_torch
+from edgevit.torchsetup import import_timm, import_torch
 from tests.support.models import MEAN, STD, hybrid, no_linear, tiny_vit
 
 SHAPE = Preprocessing(32, 32, 36, "bicubic", "center", MEAN, STD)
@@ -149,6 +149,16 @@ def test_synthetic_images_and_models_without_layers_are_refused() -> None:
     with pytest.raises(BuildError, match="Sequential has none"):
         lowered(no_linear(), ratio=0.2)
     assert applies_to(tiny_vit()) == ""
+
+
+def test_layers_that_read_nothing_of_the_image_stay_whole() -> None:
+    """Swin V2 makes its position biases by a small network of constants."""
+    timm = import_timm()
+    import_torch().manual_seed(0)
+    sizes = {"img_size": 32, "window_size": 2, "depths": (1, 1), "embed_dim": 32, "num_heads": (2, 4), "num_classes": 5}
+    module = timm.models.SwinTransformerV2(**sizes).requires_grad_(False)
+    state = lowered(module, ratio=0.05, refit=False)
+    assert state.reports[-1].details and not [p for p in state.reports[-1].details if "cpb_mlp" in p]
 
 
 def test_nan_is_named_by_its_layer() -> None:
