@@ -70,6 +70,10 @@ def is_mlp(module: torch.nn.Module) -> bool:
     if not isinstance(fc1, torch.nn.Linear) or not isinstance(fc2, torch.nn.Linear):
         return False
     own_norm = getattr(module, "norm", None)
+    # A depthwise convolution between the two (PVTv2) has weights of the hidden width, too.
+    known = {id(p) for part in (fc1, fc2, own_norm) if isinstance(part, torch.nn.Module) for p in part.parameters()}
+    if any(id(p) not in known for p in module.parameters()):
+        return False
     before = type(module).__name__ == "NormMlp"
     return fc1.out_features == fc2.in_features and (before or own_norm is None or isinstance(own_norm, torch.nn.Identity))
 

@@ -221,6 +221,15 @@ def test_synthetic_images_and_foreign_models_are_refused() -> None:
     assert applies_to(tiny_vit()) == ""
 
 
+def test_an_mlp_with_more_inside_than_two_layers_is_left_alone() -> None:
+    timm = import_timm()
+    widths = {"depths": (1, 1, 1, 1), "embed_dims": (16, 16, 16, 16), "num_heads": (1, 1, 1, 1), "num_classes": 5}
+    module = timm.models.pvt_v2.PyramidVisionTransformerV2(**widths)
+    assert find_blocks(module) == []
+    with pytest.raises(BuildError, match="has neither"):
+        pruned(module, ratio=0.1)
+
+
 def test_nan_is_named_by_its_layer() -> None:
     module = tiny_vit()
     with import_torch().no_grad():
