@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from device_agents import wire
@@ -151,7 +152,7 @@ def share_commands(root: str, login: str, user: str) -> List[str]:
     return [
         "  id {0} || sudo useradd --system --no-create-home --shell /usr/sbin/nologin --user-group {0}".format(user),
         "  sudo usermod -aG {0} {1}".format(user, login),
-        "  sudo install -d -o {1} -g {0} -m 2770 {2}".format(user, login, root),
+        "  sudo install -d -o {1} -g {0} -m 2770 {2}".format(user, login, quote(root)),
     ]
 
 
@@ -183,7 +184,9 @@ def _check_systemd(store: Store, agent_sha256: str) -> None:
         raise Refused(
             "no-systemd",
             "systemd does not run this device (no /run/systemd/system)",
-            "let what does start it, such as this line of crontab -e there: @reboot {}".format(" ".join(command)),
+            "let what does start it, such as this line of crontab -e there: @reboot {}".format(
+                " ".join(map(quote, command)).replace("%", "\\%")  # crontab(5): a bare one ends the line
+            ),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from shlex import quote
 from typing import Sequence, Tuple
 
 from device_agents.errors import Refused, printable
@@ -61,7 +62,7 @@ class Manager:
             raise Refused(
                 "needs-root",
                 "a system unit needs root once, and sudo -n is refused here. On the device type:\n{}".format(
-                    "\n".join("  sudo " + " ".join(argv) for argv in commands)
+                    "\n".join("  sudo " + " ".join(map(quote, argv)) for argv in commands)
                 ),
                 "edgevit target daemon install … --unit user, or type the commands above and: edgevit target daemon status",
             )

@@ -48,7 +48,7 @@ def render_unit(settings: UnitSettings) -> str:
         "",
         "[Service]",
         "Type=notify",
-        "ExecStart=" + " ".join(_quote(word) for word in command),
+        "ExecStart=" + " ".join(_quote(_escape(word).replace("$", "$$")) for word in command),
         "Restart=always",
         "RestartSec=2",
         "WatchdogSec={}".format(WATCHDOG_S),
@@ -70,7 +70,7 @@ def _sandbox(settings: UnitSettings) -> List[str]:
         "CapabilityBoundingSet=",
         "ProtectSystem=strict",
         "ProtectHome=read-only",
-        "ReadWritePaths={}".format(_quote(str(settings.root))),
+        "ReadWritePaths={}".format(_quote(_escape(str(settings.root)))),
         "PrivateTmp=yes",
         "ProtectKernelTunables=yes",
         "ProtectControlGroups=yes",
@@ -101,9 +101,8 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _quote(word: str) -> str:
-    """One word of a command line as systemd.service(5) reads it."""
-    plain = _escape(word).replace("$", "$$")
+def _quote(plain: str) -> str:
+    """One word of a list, as systemd.syntax(7) reads it. Only command lines know variables, whose ``$`` is doubled before."""
     if plain and all(c.isalnum() or c in "/._-+=:,@%$" for c in plain):
         return plain
     return '"{}"'.format(plain.replace("\\", "\\\\").replace('"', '\\"'))

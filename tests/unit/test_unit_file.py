@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
@@ -9,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from device_agents import service, systemctl
+from device_agents.errors import Refused
 from device_agents.protections import find_protections, is_read_only, parse_mountinfo
+from device_agents.store import Store
 from device_agents.unit import UnitSettings, render_unit, unit_name
 
 SETTINGS = UnitSettings(
@@ -56,8 +61,27 @@ def test_systemd_reads_the_unit_without_a_complaint(name: str, tmp_path: Path) -
 
 def test_words_reach_the_daemon_as_they_are() -> None:
     """systemd.service(5): % and $ are doubled, quotes and backslashes escaped."""
-    text = render_unit(CASES["a root with spaces and signs"])
-    assert '"/srv/ed ge%%vit$$HOME/a\\"b\\\\c"' in text
+    lines = render_unit(CASES["a root with spaces and signs"]).splitlines()
+    command = next(line for line in lines if line.startswith("ExecStart="))
+    assert '"/srv/ed ge%%vit$$HOME/a\\"b\\\\c"' in command
+    assert 'ReadWritePaths="/srv/ed ge%%vit$HOME/a\\"b\\\\c"' in lines, "no variables stand there, so nothing is doubled"
+
+
+def test_commands_that_a_person_is_to_type_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "a root; of 5%")
+    store.create()
+    monkeypatch.setattr(systemctl, "may_sudo", lambda: False)
+    monkeypatch.setattr(service, "has_systemd", lambda: False)
+    with pytest.raises(Refused) as unit:
+        systemctl.Manager("system", "e.service").write(store, "[Unit]\n")
+    line = next(line for line in str(unit.value).splitlines() if "install" in line)
+    assert str(store.root / "e.service") in shlex.split(line)
+    with pytest.raises(Refused) as nothing:
+        service._check_systemd(store, "a" * 64)
+    entry = nothing.value.hint.partition("@reboot ")[2]
+    assert re.search(r"(?<!\\)%", entry) is None, "crontab ends the command there"
+    assert shlex.split(entry.replace("\\%", "%"))[2:5] == [str(store.launch_path), "a" * 64, str(store.root)]
+    assert shlex.split(service.share_commands(str(store.root), "pi", "edgevit")[2])[-1] == str(store.root)
 
 
 def test_what_the_settings_ask_for_is_in_the_unit() -> None:
