@@ -147,14 +147,7 @@ def build_key(request: BuildRequest, identity: str, sets: DataSets) -> str:
     """What stands for everything a build depends on; ``identity`` is the model's digest."""
     from edgevit.export.oldest import find_interpreter, oldest_runtimes
 
-    data = [
-        None if one is None or path is None else [path.name, one.digest]
-        for path, one in zip(
-            (request.eval_data, request.calib_data, *request.train_data),
-            (sets.evaluation, sets.calibration, *sets.training),
-            strict=True,
-        )
-    ]
+    data = [None if one is None else [one.name, one.digest] for one in (sets.evaluation, sets.calibration, *sets.training)]
     pairs = [(format_, scheme) for format_ in request.formats for scheme in request.recipe.schemes]
     wanted = [oldest for pair in pairs for oldest in oldest_runtimes(*pair, request.profiles)]
     return digest_of(

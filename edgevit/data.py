@@ -88,8 +88,15 @@ def open_data(path: Path, cache: Cache | None = None) -> ImageSet:
     if unlabelled and len(unlabelled) != len(items):
         raise DataError(f"{path}: {len(unlabelled)} of {len(items)} images have no label, the first at {unlabelled[0].where}")
     labels, names = (None, None) if unlabelled else _index_labels([i.label or "" for i in items])
-    name = path.parent.name if path.suffix else path.name
-    return ImageSet(name or path.name, tuple(items), labels, names, _digest(items, cache or Cache()))
+    return ImageSet(_name(path), tuple(items), labels, names, _digest(items, cache or Cache()))
+
+
+def _name(path: Path) -> str:
+    """What tells one set from another in results: a folder's name, and the file's behind it where a folder may hold several."""
+    place = path.absolute()
+    if place.is_dir():
+        return place.name
+    return place.parent.name if place.name == LABELS_FILE else f"{place.parent.name}/{place.name}"
 
 
 def match_labels(images: ImageSet, classes: int, model_names: Sequence[Sequence[str]], model: str) -> ImageSet:

@@ -89,6 +89,18 @@ def test_csv_with_indices_and_names(folder: Path, cache: Cache) -> None:
     assert matched.labels == (2, 1)
 
 
+def test_sets_of_one_folder_have_names_of_their_own(tmp_path: Path, cache: Cache) -> None:
+    """By its name results tell whether two variants were scored on the same images."""
+    folder = tmp_path / "val.v2"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    assert open_data(folder, cache).name == "val.v2"
+    for name in ("clean.csv", "noisy.csv", "labels.csv"):
+        (folder / name).write_text("path,label\na.png,dog\n")
+    names = [open_data(folder / name, cache).name for name in ("clean.csv", "noisy.csv", "labels.csv")]
+    assert names == ["val.v2/clean.csv", "val.v2/noisy.csv", "val.v2"] and open_data(folder, cache).name == "val.v2"
+
+
 def test_a_name_of_two_classes_is_refused(tmp_path: Path, cache: Cache) -> None:
     """ImageNet's crane is a bird and a machine."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
