@@ -218,13 +218,16 @@ def read_log(path: Path) -> Log:
 
 def parse_entry(line: bytes) -> Entry:
     """One line → Entry; ValueError where it is none."""
-    value = json.loads(line.decode("utf-8"))
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise ValueError(f"expected an object of the schema {SCHEMA}")
     texts = {key: _typed(value, key, str) for key in ("at", "who", "action", "target", "outcome", "error")}
     seconds, details, keys = value.get("seconds"), _typed(value, "details", dict), _typed(value, "host_keys", list)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise ValueError("seconds is not a number")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
+        raise ValueError("seconds is not a number of seconds")
     if not all(isinstance(v, str | int) for v in details.values()) or not all(isinstance(k, str) for k in keys):
         raise ValueError("details or host_keys hold what they cannot")
     _instant(texts["at"])
@@ -277,7 +280,10 @@ def since(entries: Sequence[Entry], moment: datetime) -> list[Entry]:
 
 def _instant(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError as e:
+        raise ValueError(f"{text} is in no year from 1 to 9999 of UTC") from e
 
 
 def as_values(entry: Entry) -> dict[str, Any]:

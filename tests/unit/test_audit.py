@@ -143,14 +143,19 @@ def test_many_processes_at_once_lose_and_mix_no_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"schema": "edgevit.audit/2"}, {"at": "yesterday"}, {"seconds": True}, {"details": {"a": None}}, {"host_keys": "x"}],
-)
+    [
+        {"schema": "edgevit.audit/2"}, {"at": "yesterday"}, {"seconds": True}, {"details": {"a": None}}, {"host_keys": "x"},
+        {"at": "9999-12-31T23:00:00-05:00"}, {"seconds": 10**400}, {"seconds": float("nan")},
+    ],
+)  # fmt: skip
 def test_what_is_no_entry_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     append(tmp_path / "log", entry())
     value = json.loads((tmp_path / "log").read_text())
     assert parse_entry(json.dumps(value).encode()) == entry()
     with pytest.raises(ValueError):
         parse_entry(json.dumps({**value, **change}).encode())
+    with pytest.raises(ValueError, match="nested"):
+        parse_entry(b"[" * 100_000)
 
 
 def test_what_is_active_follows_the_last_action_that_was_done() -> None:
@@ -168,7 +173,7 @@ def test_spans_count_back_from_now(count: int, unit: tuple[str, str]) -> None:
 def test_since_takes_dates_and_refuses_the_rest() -> None:
     assert parse_since("2026-01-31", NOW) == datetime(2026, 1, 31, tzinfo=UTC)
     assert parse_since("2026-01-31T12:00:00+02:00", NOW) == datetime(2026, 1, 31, 10, tzinfo=UTC)
-    for wrong in ("", "yesterday", "7", "7y", "-3d"):
+    for wrong in ("", "yesterday", "7", "7y", "-3d", "0001-01-01T00:00:00+05:00"):
         with pytest.raises(UsageError, match="--since"):
             parse_since(wrong, NOW)
     log = [entry(at="2026-01-30T23:59:59Z"), entry(at="2026-01-31T00:00:00Z")]
