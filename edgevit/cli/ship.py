@@ -13,7 +13,7 @@ from edgevit.cli.selection import choose_stored
 from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable
 from edgevit.fleet.audit import Action, Detail, Entry, recording
 from edgevit.fleet.deploy import DeployOutcome, DeployPlan, add_earlier_tries, apply_plan, check_pin, describe, plan_deploy
-from edgevit.fleet.operator import Operator, holding, release_lock
+from edgevit.fleet.operator import GATE_S, LOCK_S, Operator, holding, release_lock
 from edgevit.fleet.pace import Estimate, estimate
 from edgevit.fleet.retry import keep_trying
 from edgevit.progress import OneLine, Progress
@@ -112,7 +112,8 @@ def plan_one(order: Order, target: Target, entries: Sequence[Entry], progress: P
 
 
 def ship_one(order: Order, target: Target, progress: Progress, *, keep_lock: bool = False) -> Shipped:
-    """Ship and activate under the device's lock, which ``keep_lock`` leaves in this command's hands; kept in the audit log.
+    """Ship and activate under the device's lock, which ``keep_lock`` leaves in this command's hands, and for as long as a wave
+    may take; kept in the audit log.
 
     A lost link is taken up again: facts, plan and upload begin anew, and what arrived is not sent twice.
     """
@@ -126,7 +127,9 @@ def ship_one(order: Order, target: Target, progress: Progress, *, keep_lock: boo
 
             def work(session: Session) -> tuple[DeployPlan, DeployOutcome, Choice | None, Facts, str]:
                 line.start(name, f"{name}: facts and plan")
-                with holding(session.agent, order.operator, take_over=order.take_over, keep=keep_lock) as ended_lock:
+                seconds = GATE_S if keep_lock else LOCK_S
+                lock = holding(session.agent, order.operator, take_over=order.take_over, keep=keep_lock, seconds=seconds)
+                with lock as ended_lock:
                     plan, choice, facts = _plan(order, session)
                     plans.append(plan)
                     record.note(variant=describe(plan.wanted), policy=plan.policy)

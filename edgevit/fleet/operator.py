@@ -23,8 +23,8 @@ LOCK_S = 600.0
 takes longer holds the lock while it runs."""
 
 GATE_S = 3600.0
-"""The same while a roll-out measures: a comparison may take this long on a slow board, and nothing may renew meanwhile, since
-every start of an agent would disturb what is timed."""
+"""The same in a roll-out: a device waits for the others of its wave, a comparison may take long on a slow board, and nothing may
+renew the lock meanwhile, since every start of an agent would disturb what is timed."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,12 @@ def release_lock(agent: Agent, operator: Operator) -> None:
 
 
 @contextmanager
-def holding(agent: Agent, operator: Operator, *, take_over: bool = False, keep: bool = False) -> Iterator[OperatorLock | None]:
+def holding(
+    agent: Agent, operator: Operator, *, take_over: bool = False, keep: bool = False, seconds: float = LOCK_S
+) -> Iterator[OperatorLock | None]:
     """The lock for the length of the block; what :func:`take_lock` returns. After a lost link it stays, for the next try; with
     ``keep`` also where all went well."""
-    ended = take_lock(agent, operator, take_over=take_over)
+    ended = take_lock(agent, operator, seconds=seconds, take_over=take_over)
     try:
         yield ended
     except (LostLink, Unreachable):

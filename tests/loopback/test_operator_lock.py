@@ -12,7 +12,14 @@ import pytest
 from device_agents.__main__ import CHANGING
 from device_agents.operator_lock import COMMANDS, Held, left_s
 from device_agents.wire import OperatorLock, decode
+from edgevit.bundle import open_bundle
+from edgevit.cli.ship import Order, ship_one
 from edgevit.fleet.agent import UNDER_THE_LOCK
+from edgevit.fleet.connect import connect
+from edgevit.fleet.inventory import local_target
+from edgevit.fleet.operator import this_operator
+from edgevit.progress import Quiet
+from edgevit.transport.prompts import NoPrompts
 from tests.support import agent_bundle as tiny
 from tests.support.waiting import wait_for
 
@@ -148,3 +155,14 @@ def test_a_root_that_others_share_has_a_lock_that_they_share(tmp_path: Path) -> 
     take(agent, ANN)
     for name in ("operator.json", "operator.lock"):
         assert os.stat(root / name).st_mode & 0o777 == 0o660, name
+
+
+def test_in_a_wave_it_lasts_as_long_as_the_others_of_the_wave_may_take(
+    home: Path, operator: tiny.Signer, tmp_path: Path
+) -> None:
+    """They are judged sixteen at a time, minutes each, and nothing speaks to this device meanwhile."""
+    bundle = open_bundle(tiny.make_bundle(operator).write(tmp_path / "v1"), None)
+    ship_one(Order(bundle, this_operator("deploy tiny v1")), local_target(), Quiet(), keep_lock=True)
+    with connect(local_target(), NoPrompts()) as agent:
+        found = agent.take_lock("ben@desk", "deploy tiny v2", BEN, 1.0)
+    assert not found.taken and found.lock.left_s > 3000
