@@ -7,8 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edgevit.errors import UsageError
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a text begins with that spreadsheets take for a formula (OWASP, "CSV Injection")."""
 
 
 def verify_writable_file(path: Path) -> None:
@@ -45,6 +49,12 @@ def write_whole(path: Path, text: str) -> None:
     """``text`` becomes the file ``path`` in one rename. Raises :class:`UsageError` where it cannot be written."""
     with writing_whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def as_cell(value: Any) -> Any:
+    """``value`` for a CSV file: a text that a spreadsheet would carry out as a formula has an apostrophe before it. Names of
+    boards and reasons of failures come from devices."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
 
 
 @contextmanager

@@ -90,14 +90,14 @@ def make_figures(data: Mapping[str, Any]) -> list[Figure]:
 
 def write_csv(figures: Sequence[Figure], folder: Path) -> int:
     """One file a figure in ``folder``; how many. UsageError where one cannot be written."""
-    from edgevit.outputs import write_whole
+    from edgevit.outputs import as_cell, write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         stream = io.StringIO()
         writer = csv.DictWriter(stream, figure.columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(figure.rows)
+        writer.writerows({name: as_cell(value) for name, value in row.items()} for row in figure.rows)
         write_whole(folder / f"{figure.name}.csv", stream.getvalue())
     return len(figures)
 

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgevit.outputs import as_cell
 from edgevit.report.table import EMPTY, SUPERSCRIPT, Footnotes
 from edgevit.study.rows import Row
 
@@ -179,7 +180,7 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer.writerow(names)
     for r in order(rows):
         values = [getattr(r, n) for n in names]
-        writer.writerow(["; ".join(v) if isinstance(v, tuple) else "" if v is None else v for v in values])
+        writer.writerow([as_cell("; ".join(v) if isinstance(v, tuple) else "" if v is None else v) for v in values])
     return out.getvalue()
 
 

@@ -60,6 +60,10 @@ def _answer_lines(a: Answer) -> list[Text]:
             lines.append(
                 Text(f"  evidence: runs {', '.join(f.runs)}; {f.runtime}, threads: {a.winner.candidate.threads}{lost}")
             )
+            if f.loss is None:
+                lines.append(
+                    Text("  its top-1 was not counted there: the loss is that of the file on this machine", style="yellow")
+                )
     elif a.nearest is None:
         lines.append(Text.assemble((f"{a.target}: ", "bold"), ("nothing was found", "bold red")))
     else:

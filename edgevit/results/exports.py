@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import MissingExtra
-from edgevit.outputs import writing_whole
+from edgevit.outputs import as_cell, writing_whole
 
 if TYPE_CHECKING:
     from device_agents.wire import Run
@@ -73,13 +73,13 @@ def sample_rows(runs: Iterable[Run]) -> Iterator[Row]:
 
 
 def write_csv(path: Path, columns: Sequence[tuple[str, type]], rows: Iterable[Row]) -> int:
-    """RFC 4180, UTF-8, a header line; what is absent is empty. How many rows."""
+    """RFC 4180, UTF-8, a header line; what is absent is empty, what would be a formula is text. How many rows."""
     count = 0
     with writing_whole(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, [name for name, _ in columns])
         writer.writeheader()
         for row in rows:
-            writer.writerow(row)
+            writer.writerow({name: as_cell(value) for name, value in row.items()})
             count += 1
     return count
 

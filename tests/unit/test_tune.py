@@ -27,7 +27,8 @@ from edgevit.tune.candidate import Candidate
 from edgevit.tune.latency import FEWEST_HELD_OUT, Timed, learn
 from edgevit.tune.limits import Limits, Reached, misses, not_known, shares, verify_limits, verify_measurable
 from edgevit.tune.search import Effort, Measured, Search
-from edgevit.tune.space import STEPS, Drawn, Space, draw, recipe_of, recipe_yaml, seeds
+from edgevit.tune.size import LEAST_BITS, Bulk, least_mb
+from edgevit.tune.space import STEPS, Drawn, Space, draw, recipe_of, recipe_yaml, seeds, smallest
 from edgevit.tune.trials import Trials
 from tests.support import runs
 
@@ -325,6 +326,31 @@ def test_a_target_that_dies_leaves_the_others_their_search(tmp_path: Path) -> No
     back.trials.close()
 
 
+def test_what_is_too_large_by_its_weights_alone_is_never_built(tmp_path: Path) -> None:
+    bench = Bench(Limits(5.0, size_mb=4.5))
+    bulk = Bulk(linear=4_800_000, factorable=4_800_000, macs=1_000_000_000, uses=200)
+    one = search(tmp_path, bench, least_mb=lambda drawn: least_mb(drawn, bulk))
+    one.go()
+    large = [c for c in one.candidates.values() if "not built" in c.reason]
+    assert large and not {c.key for c in large} & set(bench.built)
+    assert {(c.state, c.built) for c in large} == {("misses", False)} and all(c.size_mb > 4.5 for c in large)
+    assert one.baseline.key in bench.built and one.winner("strong") is not None
+    one.trials.close()
+
+    nothing = search(tmp_path / "none", Bench(Limits(5.0, size_mb=0.5)), trials=6, least_mb=lambda drawn: least_mb(drawn, bulk))
+    nothing.go()
+    assert all(c.built for c in nothing.candidates.values() if c.state != "failed"), "the nearest of all is asked for then"
+    nothing.trials.close()
+
+
+@given(st.integers(0, 2**32))
+def test_no_draw_can_be_smaller_than_the_smallest(seed: int) -> None:
+    bulk = Bulk(linear=4_800_000, factorable=5_000_000, macs=1_000_000_000, uses=200)
+    drawn = recipe_of(draw(Dice(seed), WHOLE), WHOLE)
+    least = {recipe_of(one, WHOLE).scheme: least_mb(recipe_of(one, WHOLE), bulk) for one in smallest(WHOLE)}
+    assert least[drawn.scheme] - 1e-9 <= least_mb(drawn, bulk) <= 4.8 * LEAST_BITS[drawn.scheme] / 8 + 1e-9
+
+
 def test_where_nothing_meets_the_limits_the_nearest_is_named_with_what_it_misses(tmp_path: Path) -> None:
     one = search(tmp_path, Bench(Limits(0.5, size_mb=3.0)), trials=12)
     one.go()
@@ -449,6 +475,7 @@ def test_the_answer_fits_100_columns(tmp_path: Path) -> None:
     shown = printed(render_answers(found, one.limits, one.ended))
     assert max(len(line) for line in shown.splitlines()) <= 100
     assert "★" in shown and "median error" in shown and "evidence: runs" in shown and "p90" in shown
+    assert "top-1 was not counted there" in shown, "these boards count none, and the loss is passed off as theirs"
     one.trials.close()
 
 
