@@ -23,8 +23,8 @@ LOCK_S = 600.0
 takes longer holds the lock while it runs."""
 
 GATE_S = 3600.0
-"""The same in a roll-out: a device waits for the others of its wave, a comparison may take long on a slow board, and nothing may
-renew the lock meanwhile, since every start of an agent would disturb what is timed."""
+"""The same in a roll-out: a device waits for the others of its wave, a comparison may take long on a slow board, and nothing
+may renew the lock meanwhile, since every start of an agent would disturb what is timed."""
 
 
 @dataclass(frozen=True)
