@@ -129,14 +129,38 @@ def input_of(module: torch.nn.Module, path: str, images: torch.Tensor) -> torch.
     return seen[0]
 
 
-def follows(module: torch.nn.Module, blocks: Sequence[ResidualBlock], images: torch.Tensor) -> list[bool]:
-    """For each block: whether its input is the very output of the block before it."""
+def called_alone(module: torch.nn.Module, blocks: Sequence[ResidualBlock], images: torch.Tensor) -> list[bool]:
+    """For each block: whether it is called with its input and nothing else, so that it can be run by itself. Others are given
+    sizes (XCiT), a class token (CaiT) or rotations (EVA) as well."""
     import torch
 
+    seen: dict[str, bool] = {}
+
+    def note(path: str) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen[path] = len(args) == 1 and not kwargs
+
+        return hook
+
+    hooks = [module.get_submodule(b.path).register_forward_pre_hook(note(b.path), with_kwargs=True) for b in blocks]
+    try:
+        with torch.no_grad():
+            module(images[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen.get(b.path, False) for b in blocks]
+
+
+def follows(module: torch.nn.Module, blocks: Sequence[ResidualBlock], images: torch.Tensor) -> list[bool]:
+    """For each block: whether its input is the very output of the block before it, and both are called with nothing else."""
+    import torch
+
+    alone = called_alone(module, blocks, images)
     with taps(module, [b.path for b in blocks]) as seen, torch.no_grad():
         module(images[:1])
     pairs = [seen[b.path] for b in blocks]
-    return [False, *(pairs[i][0] is pairs[i - 1][1] for i in range(1, len(pairs)))]
+    return [False, *(pairs[i][0] is pairs[i - 1][1] and alone[i - 1] and alone[i] for i in range(1, len(pairs)))]
 
 
 @dataclass

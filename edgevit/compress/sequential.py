@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgevit.compress.blocks import ResidualBlock, Streams, follows, input_of, taps
+from edgevit.compress.blocks import ResidualBlock, Streams, called_alone, follows, input_of, taps
 from edgevit.compress.ridge import Moments, correct
 from edgevit.compress.statistics import rows_of, weights_for
 from edgevit.progress import Progress
@@ -53,10 +53,13 @@ def refit_in_order(
     commit: Commit,
     on_progress: Progress,
 ) -> None:
-    """Fit every layer of ``goals`` that lies in one of ``blocks``, in the order they run, changing ``module``.
+    """Fit every layer of ``goals`` that lies in one of ``blocks``, in the order they run, changing ``module``. Blocks that need
+    more than their input are passed over: what was fitted there stays as it is.
 
     ``correction`` is the share of what is missing in the residual stream that the layers writing to it try to make good.
     """
+    alone = called_alone(original, blocks, images[0])
+    blocks = [block for block, by_itself in zip(blocks, alone, strict=True) if by_itself]
     chained = follows(original, blocks, images[0])
     theirs, ours = Streams(original, blocks, chained, images), Streams(module, blocks, chained, images)
     on_progress.start("refit", "refitting in order", len(blocks), "blocks")

@@ -221,6 +221,21 @@ def test_synthetic_images_and_foreign_models_are_refused() -> None:
     assert applies_to(tiny_vit()) == ""
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("xcit.Xcit", {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}),
+        ("cait.Cait", {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}),
+    ],
+)
+def test_blocks_that_are_given_more_than_their_input_are_pruned_too(kind: str, sizes: dict[str, int]) -> None:
+    import_torch().manual_seed(0)
+    place, name = kind.split(".")
+    module = getattr(getattr(import_timm().models, place), name)(**sizes).requires_grad_(False)
+    state = pruned(module, ratio=0.1)
+    assert count_macs(state.module, SHAPE) <= 0.91 * count_macs(module, SHAPE)
+
+
 def test_an_mlp_with_more_inside_than_two_layers_is_left_alone() -> None:
     timm = import_timm()
     widths = {"depths": (1, 1, 1, 1), "embed_dims": (16, 16, 16, 16), "num_heads": (1, 1, 1, 1), "num_classes": 5}
