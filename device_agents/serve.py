@@ -8,6 +8,7 @@ are never imported here: they live and die in workers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import faulthandler
 import os
@@ -31,6 +32,11 @@ DEVICE_LOCK = b"\0edgevit-device-lock"
 MAX_ATTEMPTS = 3
 HUNG_AFTER_S = 600.0
 CANCELLED = "cancelled on request"
+MOST_BYTES = wire.MAX_RUN_BYTES - 4096
+"""Of a result; around it on its way stands one more object."""
+
+THIN_ABOVE = 2000
+"""Samples of a series: fewer are kept whole, whatever the size of the result."""
 
 
 def serve_once(store: Store, agent_sha256: str, inherited: Optional[int] = None) -> Dict[str, Any]:
@@ -100,10 +106,32 @@ def _work(store: Store, agent_sha256: str, run_id: str) -> None:
                 text = "starting again, attempt {} of {}: the server died before".format(attempts + 1, MAX_ATTEMPTS)
                 part.progress("waiting", 0, 1, "", text)
             run = _attempt(store, agent_sha256, job, part, attempts + 1)
-        store.write(store.spool_path(run_id, "run"), wire.dumps(run))
+        store.write(store.spool_path(run_id, "run"), fit_result(run))
     finally:
         part.close()
     _forget(store, run_id)
+
+
+def fit_result(run: wire.Run, most_bytes: int = MOST_BYTES) -> bytes:
+    """A run as it goes home. One that no host would take is made smaller as a worker does it with a series: of each long one
+    every second sample is dropped, and so on, so that what stays is spread evenly."""
+    data = wire.dumps(run)
+    while len(data) > most_bytes:
+        thinner = dataclasses.replace(run, measurements=tuple(_thin(m) for m in run.measurements))
+        if thinner == run:
+            why = "its result has {:,} bytes, at most {:,} can be brought home; measure fewer variants at a time"
+            run = dataclasses.replace(run, status="failed", reason=why.format(len(data), most_bytes), measurements=())
+            return wire.dumps(run)
+        run, data = thinner, wire.dumps(thinner)
+    return data
+
+
+def _thin(measurement: wire.Measurement) -> wire.Measurement:
+    series = [
+        dataclasses.replace(s, samples_ns=s.samples_ns[::2], stride=2 * s.stride) if len(s.samples_ns) > THIN_ABOVE else s
+        for s in measurement.series
+    ]
+    return dataclasses.replace(measurement, series=tuple(series))
 
 
 def _forget(store: Store, run_id: str) -> None:

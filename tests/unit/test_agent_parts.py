@@ -19,7 +19,9 @@ from device_agents import golden, measure, pixels, wire
 from device_agents.errors import Refused, printable
 from device_agents.runtimes import check_scheme
 from device_agents.runtimes.onnx import refuse_external_data
+from device_agents.serve import fit_result
 from edgevit.agentpack import LAUNCHER, agent_pyz
+from tests.support import runs
 from tests.support.agent_bundle import MEAN, SIDE, STD, normalised, tiny_images, tiny_onnx
 
 AGENT = Path(__file__).parent.parent.parent / "device_agents"
@@ -297,3 +299,20 @@ def test_printable() -> None:
     wire.decode(wire.Refusal, wire.encode(Refused("io-error", "\x00" * 30_000).to_wire()), "refusal")
     with pytest.raises(ValueError, match="not a refusal code"):
         Refused("made-up", "")
+
+
+# ---- results --------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_is_too_big_to_come_home_is_made_smaller_evenly() -> None:
+    """Twelve variants of a million samples are 84 MB; what is over the limit would hold up the spool for good."""
+    run = runs.run(measurements=(runs.measurement(samples=20_000, processes=2), runs.measurement("int8-dynamic", samples=300)))
+    assert fit_result(run) == wire.dumps(run)
+    data = fit_result(run, 200_000)
+    thinned = wire.loads(wire.Run, data, "run", 200_000)
+    long, short = thinned.measurements
+    for series, whole in zip(long.series, run.measurements[0].series, strict=True):
+        assert series.stride > 1 and series.samples_ns == whole.samples_ns[:: series.stride]
+    assert short == run.measurements[1] and thinned.status == run.status
+    lost = wire.loads(wire.Run, fit_result(run, 10_000), "run", 10_000)
+    assert (lost.status, lost.measurements, lost.job) == ("failed", (), run.job) and "can be brought home" in lost.reason
