@@ -104,6 +104,7 @@ def tune(
     from edgevit.tune.host import Host, survey_model
     from edgevit.tune.limits import Limits, verify_limits, verify_measurable
     from edgevit.tune.search import Effort, Search
+    from edgevit.tune.size import least_mb
     from edgevit.tune.trials import Trials
 
     limits = Limits(max_loss, max_p90_ms, max_memory_mb, max_size_mb, max_energy_mj)
@@ -137,8 +138,9 @@ def tune(
             road = Road(store, progress, key, facts, host, kept)
             space = the_space(kept, host, facts, profiles, options["model_formats"], threads)
             search = Search(
-                space, limits, Effort(seconds, trials), tuple(names), kept, host, road, progress, PLANS[confirm], anyway
-            )
+                space, limits, Effort(seconds, trials), tuple(names), kept, host, road, progress, PLANS[confirm], anyway,
+                least_mb=lambda drawn: least_mb(drawn, survey.bulk),
+            )  # fmt: skip
             search.dead = {name: "it was not reached" for name in names if name not in facts}
             search.on_front = say_front
             search.go()

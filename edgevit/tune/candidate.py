@@ -21,7 +21,7 @@ class Candidate:
 
     ``loss`` in points of top-1 to the fp32 baseline over the same images, counted on the exported file on this machine;
     ``lost`` and ``gained``: images that only the baseline, and only this candidate, gets right. ``bundle`` and ``artifact`` are
-    digests.
+    digests. ``size_mb`` of one that was not built since it would be too large: the least it could have.
     """
 
     number: int
@@ -65,7 +65,7 @@ class Candidate:
     @property
     def reached(self) -> Reached:
         """What is known of it on the host."""
-        return Reached(loss=self.loss, size_mb=self.size_mb) if self.built else Reached()
+        return Reached(loss=self.loss, size_mb=self.size_mb) if self.built else Reached(size_mb=self.size_mb or None)
 
 
 def to_json(candidate: Candidate) -> dict[str, Any]:

@@ -4,7 +4,7 @@ files get right. Everything slow comes from the cache where it was done before."
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgevit.study.plan import Cell, KnownModel, cell_key, find_known, format_re
 from edgevit.study.rows import pair, size_after
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.limits import Limits, misses
+from edgevit.tune.size import Bulk
 from edgevit.tune.space import Drawn
 from edgevit.tune.work import Score, Survey, score, survey
 from edgevit.workers import Failure, Task
@@ -202,7 +203,8 @@ def survey_model(source: ModelSource, engine: Engine, cache: Cache, progress: Pr
     known = None if identity is None else cache.get(key)
     if known is not None and identity is not None:
         meta = known.meta
-        return Survey(KnownModel(identity, meta["reasons"]), meta["depth"], meta["tokens"], meta["seconds_per_step"])
+        known_model, bulk = KnownModel(identity, meta["reasons"]), Bulk(**meta["bulk"])
+        return Survey(known_model, meta["depth"], meta["tokens"], meta["seconds_per_step"], bulk)
     (outcome,) = run_all(engine, [Task("model", survey, source)], progress)
     if outcome.failure is not None:
         raise _raised(outcome.failure)
@@ -210,7 +212,7 @@ def survey_model(source: ModelSource, engine: Engine, cache: Cache, progress: Pr
     if identity is not None:
         found = replace(found, known=replace(found.known, identity=identity))
         meta = {"reasons": dict(found.known.not_applicable), "depth": found.depth, "tokens": found.tokens}
-        cache.put(key, {}, {**meta, "seconds_per_step": found.seconds_per_step})
+        cache.put(key, {}, {**meta, "seconds_per_step": found.seconds_per_step, "bulk": asdict(found.bulk)})
     return found
 
 

@@ -23,6 +23,7 @@ from edgevit.tune.figures import Figures, read_figures
 from edgevit.tune.host import Host
 from edgevit.tune.latency import LatencyTable, Timed, learn
 from edgevit.tune.limits import Limits, Reached, misses, not_known, shares
+from edgevit.tune.size import sift
 from edgevit.tune.space import Drawn, Space, Trial, Value, draw, recipe_of, seeds
 from edgevit.tune.trials import Trials
 
@@ -88,6 +89,8 @@ class Search:
     runs: dict[str, list[Run]] = field(default_factory=dict)
     dead: dict[str, str] = field(default_factory=dict)
     candidates: dict[int, Candidate] = field(default_factory=dict)
+    least_mb: Callable[[Drawn], float] = lambda drawn: 0.0
+    """The size in 10⁶ bytes below which no file of a draw can be."""
     on_front: Callable[[str, Candidate, Figures], None] = lambda target, candidate, figures: None
     ended: str = ""
     _known: dict[tuple[str, str], dict[str, Figures]] = field(default_factory=dict)
@@ -119,7 +122,8 @@ class Search:
                 self.ended = "nothing new is left to draw"
                 break
             training_s = min(self.effort.seconds - self.spent, self.effort.seconds * TRAINING_SHARE)
-            made = self.host.evaluate(batch, training_s)
+            rest, large = sift(batch, self.space, self.limits.size_mb, self.least_mb)
+            made = sorted([*large, *self.host.evaluate(rest, training_s)], key=lambda c: c.number)
             for one in made:
                 self._keep(one)
             self._remember(made)
@@ -352,9 +356,10 @@ class Search:
 
     def _value(self, c: Candidate) -> float | None:
         """What the sampler is to make small: the logarithm of p50 ÷ the baseline's, the mean over targets; measured, else
-        predicted, else as MACs have it. None for what could not be built."""
+        predicted, else as MACs have it. Of what is too large to be built, that of the baseline: what it misses is told beside
+        it. None for what could not be built."""
         if not c.built:
-            return None
+            return 0.0 if c.size_mb else None
         ratios = []
         for target in self.targets:
             found, table = self.figures(target), self.table(target)

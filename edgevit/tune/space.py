@@ -19,6 +19,7 @@ Draw = Mapping[str, Value]
 STEPS = ("prune", "low_rank", "merge_tokens", "distil")
 RECOVERIES = (100, 300, 600, 900)
 GROUPS = (16, 32, 64, 128)
+MOST_PRUNED, MOST_FACTORED = 0.40, 0.35
 DEFAULT_ROWS = "default"
 
 
@@ -80,10 +81,10 @@ def draw(trial: Trial, space: Space) -> dict[str, Value]:
     structural = False
     if "prune" in space.steps and choose("prune", (False, True)):
         structural = True
-        strength("prune_ratio", 0.03, 0.40)
+        strength("prune_ratio", 0.03, MOST_PRUNED)
     if "low_rank" in space.steps and choose("low_rank", (False, True)):
         structural = True
-        strength("low_rank_ratio", 0.03, 0.35)
+        strength("low_rank_ratio", 0.03, MOST_FACTORED)
     if "merge_tokens" in space.steps:
         how = choose("merge", ("none", "share", "places"))
         structural = structural or how != "none"
@@ -111,6 +112,18 @@ def _draw_precision(precision: str, choose: Any, strength: Any) -> None:
         strength("bits", 3.5, 8.0)
     if scheme in ("int4-weights", "mixed") and format_ == "onnx":
         choose("group", GROUPS)
+
+
+def smallest(space: Space) -> list[dict[str, Value]]:
+    """Of each precision the draw that cuts away most."""
+    cuts: dict[str, Value] = {}
+    for step, most in (("prune", MOST_PRUNED), ("low_rank", MOST_FACTORED)):
+        if step in space.steps:
+            cuts |= {step: True, f"{step}_ratio": most}
+    if "merge_tokens" in space.steps:
+        cuts["merge"] = "none"
+    fill = {"int8_share": 0.0, "bits": 3.5, "group": GROUPS[-1]}
+    return [{"precision": precision, **cuts, **fill} for precision in space.precisions]
 
 
 def recipe_of(drawn: Draw, space: Space) -> Drawn:

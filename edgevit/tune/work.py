@@ -14,6 +14,7 @@ from edgevit.errors import BuildError
 from edgevit.model import ModelSource
 from edgevit.progress import Progress
 from edgevit.study.plan import KnownModel
+from edgevit.tune.size import Bulk, weigh
 from edgevit.tune.space import STEPS
 
 STEP_IMAGES = 32
@@ -23,12 +24,13 @@ STEP_IMAGES = 32
 @dataclass(frozen=True)
 class Survey:
     """The model as the search sees it: why kinds of step cannot apply, how many blocks and tokens may merge (0 where none may),
-    and about how long one step of recovery takes here."""
+    about how long one step of recovery takes here, and what its files weigh."""
 
     known: KnownModel
     depth: int
     tokens: int
     seconds_per_step: float
+    bulk: Bulk
 
 
 def survey(source: ModelSource, progress: Progress) -> Survey:
@@ -40,16 +42,18 @@ def survey(source: ModelSource, progress: Progress) -> Survey:
     progress.start("model", f"looking at {source.name}")
     model = load_model(source)
     reasons: Mapping[str, str] = {kind: why_not(model.module, [kind]) for kind in (*STEPS, "quantize")}
-    depth = tokens = 0
+    depth = tokens = uses = 0
     if not reasons["merge_tokens"]:
         module: Any = model.module
         depth = len(module.blocks)
         state = Compressed(module, model.preprocessing, module)
-        tokens = count_tokens(module, state) - int(module.num_prefix_tokens)
+        uses = count_tokens(module, state)
+        tokens = uses - int(module.num_prefix_tokens)
     seconds = _time_a_step(model.module, model.preprocessing)
+    bulk = weigh(model.module, model.preprocessing, uses)
     progress.finish("model", f"{model.info.parameters:,} parameters, {model.info.classes} classes")
     known = KnownModel(model.info.digest, {kind: reason for kind, reason in reasons.items() if reason})
-    return Survey(known, depth, tokens, seconds)
+    return Survey(known, depth, tokens, seconds, bulk)
 
 
 def _time_a_step(module: Any, preprocessing: wire.Preprocessing) -> float:

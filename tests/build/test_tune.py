@@ -27,7 +27,8 @@ from edgevit.results.store import open_store
 from edgevit.study.file import StudyModel
 from edgevit.tune.host import Asked, Host, survey_model
 from edgevit.tune.limits import Limits
-from edgevit.tune.space import Drawn
+from edgevit.tune.size import least_mb
+from edgevit.tune.space import Drawn, Space, recipe_of, smallest
 from edgevit.workers import Failure, Outcome, Task, perform
 from tests.support.local import installed_locally
 
@@ -180,3 +181,27 @@ def test_a_ray_cluster_builds_the_same_files_as_processes(
         found = [open_bundle(p.parent, None).manifest for p in sorted(out.rglob("manifest.json"))]
         files[engine] = [(m.name, [a.blob.sha256 for a in m.artifacts]) for m in found]
     assert len(files["ray"]) == 2 and files["ray"] == files["processes"]
+
+
+def test_no_file_is_smaller_than_its_weights_alone(home: Path, images: Path, key: Path, tmp_path: Path) -> None:
+    """What the gate of size goes by, against the files of draws of every kind."""
+    source = ModelSource("tests.support.models:tiny_vit", random_weights=True)
+    model = StudyModel(source.name, source, images, images, (), None)
+    engine, cache = Here(), Cache()
+    survey = survey_model(source, engine, cache, Quiet())
+    host = Host(
+        Asked(model, (load_profile("generic-x86-64"),), 1, key),
+        survey,
+        engine,
+        cache,
+        tmp_path / "cells",
+        Quiet(),
+        Limits(100.0),
+    )
+    space = Space(("onnx fp16", "onnx int8-weights", "onnx int4-weights"), ("prune", "low_rank"), (1,))
+    draws = [recipe_of(one, space) for one in smallest(space)]
+    draws += [recipe_of({**one, "prune": False, "low_rank": False}, space) for one in smallest(space)]
+    made = host.evaluate(list(enumerate(draws)), 0.0)
+    shares = {c.label: c.size_mb / least_mb(d, survey.bulk) for c, d in zip(made, draws, strict=True) if c.built}
+    assert len(shares) == len(draws), [c.reason for c in made if not c.built]
+    assert min(shares.values()) >= 1.0, shares
