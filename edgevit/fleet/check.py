@@ -24,6 +24,7 @@ from edgevit.fleet.agent import Agent
 from edgevit.fleet.connect import connect
 from edgevit.fleet.conversation import END_S, SILENCE_S, check_start
 from edgevit.fleet.inventory import Target, pin_of
+from edgevit.fleet.refusals import HINTS
 from edgevit.profile import Finding, check_target_profile, load_profile, propose_profile
 from edgevit.schedule import AT_ONCE, device_of, over_targets
 from edgevit.transport.prompts import Prompts, TerminalPrompts
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 LOW_DISK_MB = 500
 SKEW_S = 2.0
 """Beyond this, times in results and logs of the device can no longer be set beside the host's."""
+
+UNTOLD = ("no-space", "io-error", "no-ssh-keygen", "no-signers")
+"""What keeps a device from verifying anything, and says nothing of what is active there."""
 
 EXCHANGES = 5
 CLOCK = "import sys, time\nfor line in sys.stdin:\n    print(repr(time.time()))\n    sys.stdout.flush()\n"
@@ -280,6 +284,10 @@ def _judge_active(name: str, facts: Facts) -> list[Finding]:
     if facts.active_refused.startswith("unknown-signer"):
         message = f"{what}, signed by a key that may not sign for it any more; it stays until another is deployed"
         return [Finding("warning", message, f"edgevit deploy BUNDLE {name} with a bundle of an allowed signer")]
+    code = facts.active_refused.partition(":")[0]
+    if code in UNTOLD:
+        message = f"{what}; whether it still verifies cannot be told: {facts.active_refused}"
+        return [Finding("error", message, HINTS[code].format(name=name))]
     return [Finding("error", f"{what} and does not verify any more: {facts.active_refused}", f"edgevit deploy BUNDLE {name}")]
 
 

@@ -129,6 +129,23 @@ def test_each_thing_that_is_wrong_is_one_finding_with_its_next_command(
     assert word in finding.message and hint in finding.hint
 
 
+@pytest.mark.parametrize(
+    ("refused", "severity", "word", "hint"),
+    [
+        ("unknown-signer: …", "warning", "a key that may not sign", "edgevit deploy BUNDLE pi4 with"),
+        ("blob-damaged: …", "error", "does not verify any more", "edgevit deploy BUNDLE pi4"),
+        ("no-space: making …", "error", "cannot be told: no-space", "edgevit target prune pi4"),
+        ("io-error: …", "error", "cannot be told", "dmesg"),
+    ],
+)
+def test_a_device_that_can_verify_nothing_says_nothing_of_what_is_active(
+    refused: str, severity: str, word: str, hint: str
+) -> None:
+    facts = dataclasses.replace(GOOD.facts, active=active("tiny", 1, "2026-01-01T00:00:00Z"), active_refused=refused)
+    (finding,) = judge(PI, dataclasses.replace(GOOD, facts=facts), HOST_AGENT)
+    assert (finding.severity, word in finding.message, hint in finding.hint) == (severity, True, True), finding
+
+
 def test_a_skew_that_the_round_trip_explains_is_no_finding() -> None:
     assert judge(PI, dataclasses.replace(GOOD, clock=Skew(9.0, 8.0)), HOST_AGENT) == ()
     running = dataclasses.replace(ABSENT, at_work=True, kind="system", state=state(HOST_AGENT))
