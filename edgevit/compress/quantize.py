@@ -42,6 +42,19 @@ class Budget(BaseModel):
         return self
 
 
+_INT8 = ("int8-dynamic", "int8-static")
+_SCHEMES_OF = {
+    "ranges": ("int8-static",),
+    "first": _INT8,
+    "rounding": _INT8,
+    "smooth": _INT8,
+    "row_share": _INT8,
+    "group": ("int4-weights", "mixed"),
+    "int8_share": ("int4-weights",),
+}
+"""Setting → the schemes that look at it: in any other it would do nothing, and nobody would hear of it."""
+
+
 class QuantizeConfig(StepConfig):
     """``quantize:`` of a recipe."""
 
@@ -86,6 +99,13 @@ class QuantizeConfig(StepConfig):
     @property
     def uses_images(self) -> bool:
         return self.needs_images or self.scheme == "int8-dynamic"
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_scheme(self) -> QuantizeConfig:
+        idle = sorted(n for n in self.model_fields_set if n in _SCHEMES_OF and self.scheme not in _SCHEMES_OF[n])
+        if idle:
+            raise ValueError(f"scheme {self.scheme} does not look at {', '.join(idle)}: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _budget_is_for_mixed(self) -> QuantizeConfig:

@@ -296,6 +296,9 @@ def test_bad_input_is_named(pixels: Any) -> None:
         {"scheme": "mixed", "budget": {}},
         {"scheme": "mixed", "budget": {"effective_bits": 5, "megabytes": 3}},
         {"scheme": "int4-weights", "group": 48},
+        {"scheme": "int8-static", "int8_share": 0.3},
+        {"scheme": "int8-dynamic", "ranges": "minmax"},
+        {"scheme": "fp32", "group": 32},
     ],
 )
 def test_senseless_settings_are_refused(settings: dict[str, Any]) -> None:
