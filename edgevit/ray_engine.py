@@ -78,7 +78,6 @@ class RayEngine:
 
 def work_on(task: Task, shared: Shared) -> tuple[Any, int]:
     """In a Ray worker: the task's value or its :class:`Failure`, and this process's id."""
-    from edgevit.build import code_digest
 
     def refuse(what: str) -> tuple[Any, int]:
         return Failure("UsageError", f"a Ray node {what}", "docs/tune.md, “More than one machine”"), os.getpid()
@@ -89,9 +88,18 @@ def work_on(task: Task, shared: Shared) -> tuple[Any, int]:
         seen = ""
     if seen != shared.content:
         return refuse(f"does not see this machine's cache: {shared.path.parent} is another folder there, or none")
-    if code_digest() != shared.code:
-        return refuse("has another version of edgevit")
+    if made_by() != shared.code:
+        return refuse("has another version of edgevit, or of what it builds with")
     return perform(task, Quiet()), os.getpid()
+
+
+def made_by() -> str:
+    """Of all that decides here what a build writes: another torch or exporter on a node would write other files under this
+    machine's keys."""
+    from edgevit.build import code_digest
+    from edgevit.cache import digest_of, tool_versions
+
+    return digest_of(code_digest(), tool_versions())
 
 
 @contextmanager
@@ -102,7 +110,6 @@ def open_ray(jobs: int | None) -> Iterator[RayEngine]:
         import ray
     except ModuleNotFoundError as e:
         raise MissingExtra("ray", "ray") from e
-    from edgevit.build import code_digest
     from edgevit.cache import Cache
 
     cluster = os.environ.get("RAY_ADDRESS")
@@ -123,7 +130,7 @@ def open_ray(jobs: int | None) -> Iterator[RayEngine]:
         variables.update({name: os.environ[name] for name in KEPT if name in os.environ})
         variables["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), *(p for p in sys.path if p)])
         settings: dict[str, Any] = {"num_cpus": threads, "max_retries": 0, "runtime_env": {"env_vars": variables}}
-        shared = Shared(token, token.name, code_digest())
+        shared = Shared(token, token.name, made_by())
         yield RayEngine(count, shared, ray, ray.remote(**settings)(work_on))
     finally:
         token.unlink(missing_ok=True)

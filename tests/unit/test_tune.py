@@ -502,6 +502,19 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
+def test_a_ray_node_with_other_tools_refuses_to_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgevit import cache, ray_engine
+    from edgevit.workers import Failure, Task
+
+    (tmp_path / "token").write_text("seen")
+    shared = ray_engine.Shared(tmp_path / "token", "seen", ray_engine.made_by())
+    task = Task("double", lambda n, progress: 2 * n, 4)
+    assert ray_engine.work_on(task, shared)[0] == 8
+    monkeypatch.setattr(cache, "tool_versions", lambda: {"torch": "0.1"})
+    refused, _ = ray_engine.work_on(task, shared)
+    assert isinstance(refused, Failure) and "what it builds with" in refused.message
+
+
 def printed(what: Any) -> str:
     text = io.StringIO()
     Console(width=100, file=text, highlight=False).print(what)
