@@ -102,7 +102,9 @@ class QuantizeConfig(StepConfig):
 
     @model_validator(mode="after")
     def _settings_are_of_the_scheme(self) -> QuantizeConfig:
-        idle = sorted(n for n in self.model_fields_set if n in _SCHEMES_OF and self.scheme not in _SCHEMES_OF[n])
+        fields = type(self).model_fields
+        changed = [n for n in _SCHEMES_OF if getattr(self, n) != fields[n].default]
+        idle = [n for n in changed if self.scheme not in _SCHEMES_OF[n]]
         if idle:
             raise ValueError(f"scheme {self.scheme} does not look at {', '.join(idle)}: leave it out")
         return self

@@ -298,7 +298,7 @@ def test_bad_input_is_named(pixels: Any) -> None:
         {"scheme": "int4-weights", "group": 48},
         {"scheme": "int8-static", "int8_share": 0.3},
         {"scheme": "int8-dynamic", "ranges": "minmax"},
-        {"scheme": "fp32", "group": 32},
+        {"scheme": "fp32", "group": 16},
     ],
 )
 def test_senseless_settings_are_refused(settings: dict[str, Any]) -> None:
