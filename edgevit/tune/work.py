@@ -91,7 +91,7 @@ def score(task: Score, progress: Progress) -> tuple[int, ...]:
     artifact = wire.decode(wire.Artifact, task.artifact, "artifact")
     preprocessing = wire.decode(wire.Preprocessing, task.preprocessing, "preprocessing")
     cache = Cache()
-    key = score_key(artifact, task.images)
+    key = score_key(artifact, preprocessing, task.images)
     known = cache.get(key)
     if known is not None:
         return tuple(known.meta["predictions"])
@@ -109,11 +109,12 @@ def score(task: Score, progress: Progress) -> tuple[int, ...]:
     return tuple(found)
 
 
-def score_key(artifact: wire.Artifact, images: str) -> str:
-    """What stands for the predictions of a file here."""
+def score_key(artifact: wire.Artifact, preprocessing: wire.Preprocessing, images: str) -> str:
+    """What stands for the predictions of a file here; one that takes floats is fed by the mean and deviation of its model."""
     from edgevit.export.runtime import runtime_of
 
-    return digest_of("host predictions", artifact.blob.sha256, images, runtime_of(artifact.format))
+    fed = [preprocessing.mean, preprocessing.std]
+    return digest_of("host predictions", artifact.blob.sha256, fed, images, runtime_of(artifact.format))
 
 
 def _blob(cache: Cache, sha256: str) -> Path:

@@ -492,6 +492,19 @@ def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
         Trials(tmp_path, 0)
 
 
+def test_predictions_are_kept_for_what_a_file_is_fed() -> None:
+    """A file that takes floats, as of a model whose image several layers read, answers otherwise by another mean."""
+    from types import SimpleNamespace
+
+    from device_agents.wire import Preprocessing
+    from edgevit.tune.work import score_key
+
+    file: Any = SimpleNamespace(blob=SimpleNamespace(sha256=runs.sha("file")), format="onnx")
+    one = Preprocessing(32, 32, 32, "bicubic", "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    keys = {score_key(file, p, runs.sha("images")) for p in (one, replace(one, mean=(0.1, 0.2, 0.3)), one)}
+    assert len(keys) == 2
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
