@@ -132,11 +132,15 @@ def admit(summaries: Sequence[Summary], gates: Gates) -> Admission:
     dropped: list[Dropped] = []
     admitted: list[Summary] = []
     floats = [s for s in ordered if s.scheme in FLOAT_SCHEMES and not _wrong(s)]
-    scored = max((s for s in floats if s.top1 is not None), key=lambda s: (s.scheme == "fp32", s.top1 or 0.0), default=None)
-    sound = (s for s in floats if _usable(s, gates) and not _loses(s, scored, gates.max_loss))
+    scored = _scored(floats, None)
+
+    def loses(s: Summary) -> str:
+        return _loses(s, _scored(floats, s) or scored, gates.max_loss)
+
+    sound = (s for s in floats if _usable(s, gates) and not loses(s))
     timed = min(sound, key=lambda s: s.p50_ms or 0.0, default=None)
     for s in ordered:
-        reason = _wrong(s) or _not_valid(s, gates) or _loses(s, scored, gates.max_loss) or _slower(s, floats, timed)
+        reason = _wrong(s) or _not_valid(s, gates) or loses(s) or _slower(s, floats, timed)
         if reason:
             dropped.append(Dropped(variant_of(s), reason))
         else:
@@ -187,11 +191,23 @@ def _not_valid(s: Summary, gates: Gates) -> str:
     return "" if _usable(s, gates) else f"INVALID: {'; '.join(s.verdict.reasons)}"
 
 
+def _scored(floats: Sequence[Summary], beside: Summary | None) -> Summary | None:
+    """The float whose top-1 others are held against, of those scored on the images of ``beside`` where one is named."""
+    known = (s for s in floats if s.top1 is not None and (beside is None or _same_images(s, beside)))
+    return max(known, key=lambda s: (s.scheme == "fp32", s.top1 or 0.0), default=None)
+
+
+def _same_images(a: Summary, b: Summary) -> bool:
+    return (a.evaluation, a.labels) == (b.evaluation, b.labels)
+
+
 def _loses(s: Summary, scored: Summary | None, max_loss: float) -> str:
     if scored is None or scored.top1 is None:
         return ""
     if s.top1 is None:
         return f"its top-1 was not counted: {s.top1_absent}"
+    if not _same_images(s, scored):
+        return f"its top-1 was counted on other images ({s.evaluation}) than any float's ({scored.evaluation})"
     loss = 100.0 * (scored.top1 - s.top1)
     if loss <= max_loss + 1e-9:
         return ""
