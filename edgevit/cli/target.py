@@ -170,4 +170,7 @@ def remove(names: Sequence[str]) -> None:
     for name in dict.fromkeys(names):
         with recording(Action("target remove", {"host": known[name].host}), known[name]):
             remove_target(fleet_path(), name)
-        say(f"{name}: forgotten here")
+        if any(t.name == name for t in load_fleet(fleet_path()).targets):
+            say(f"{name}: what was said of it alone is forgotten; it stays a target, as one of a range in {fleet_path()}")
+        else:
+            say(f"{name}: forgotten here")

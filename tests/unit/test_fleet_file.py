@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgevit.cli import run_cli
 from edgevit.errors import ConfigError, UnknownName, UsageError
 from edgevit.fleet.inventory import MAX_RANGE, Target, add_target, expand_range, load_fleet, make_target, remove_target, select
 
@@ -120,6 +121,15 @@ def test_one_of_a_range_is_not_removed_alone_and_not_added_twice(home: Path, tmp
     remove_target(path, "kitchen")
     add_target(path, make_target(name="new", host="192.0.2.2"))
     assert [t.name for t in load_fleet(path).targets] == ["pi-08", "pi-09", "pi-10", "pi-11", "new"]
+
+
+def test_what_stays_as_one_of_a_range_is_not_said_to_be_forgotten(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "f", ATTIC)
+    assert run_cli(["--fleet", str(path), "target", "remove", "pi-09", "kitchen"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pi-09: what was said of it alone is forgotten; it stays a target" in said and "kitchen: forgotten here" in said
 
 
 # ---- large files -----------------------------------------------------------------------------------------------------
