@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from device_agents import wire
 from edgevit.cache import Cache, digest_of, hash_file, tool_versions
 from edgevit.compress import CalibrationData, Compressed, StepContext, apply_step
+from edgevit.compress.merge_choices import keeping
 from edgevit.errors import BuildError
 from edgevit.export import ReadBack, cannot_carry_out
 from edgevit.export.oldest import oldest_runtimes, run_in_oldest
-from edgevit.export.parity import reference_outputs, verify_parity
+from edgevit.export.parity import find_turned, reference_outputs, verify_parity
 from edgevit.export.placement import measure_placement, verify_memory
 from edgevit.export.runtime import prepare_input, run_artifact, runtime_of
 from edgevit.golden import GoldenImages, npy_bytes, tolerance_for
@@ -69,8 +70,11 @@ class ArtifactMaker:
     on_progress: Progress
 
     @cached_property
-    def reference(self) -> NDArray[np.float32]:
-        return reference_outputs(self.float_module, self.parity_pixels, self.preprocessing)
+    def reference(self) -> tuple[NDArray[np.float32], bool]:
+        """The module's own outputs, and whether it merges tokens."""
+        with keeping() as choices:
+            outputs = reference_outputs(self.float_module, self.parity_pixels, self.preprocessing)
+        return outputs, choices.left > 0
 
     def make(self, state: Compressed, format_: str, profiles: Sequence[Profile]) -> MadeArtifact | wire.NotMade:
         """The artifact of ``state`` after its quantize step, or why there is none for these profiles. Raises
@@ -88,7 +92,8 @@ class ArtifactMaker:
         spec = read.input
         self.on_progress.start(name, f"checking {name}")
         outputs = run_artifact(format_, model, self.parity_pixels, self.preprocessing, spec)
-        parity = verify_parity(name, scheme, self.reference, outputs)
+        reference, merges = self.reference
+        parity = verify_parity(name, scheme, reference, outputs, merges)
         recorded = run_artifact(format_, model, self.golden.pixels, self.preprocessing, spec)
         prepared = prepare_input(self.golden.pixels, self.preprocessing, spec)
         batches = prepared.reshape(-1, *spec.shape)
@@ -113,7 +118,7 @@ class ArtifactMaker:
             golden=wire.GoldenOutputs(_blob(golden), runtime, version, tolerance),
             parity=parity,
             checked=oldest.checked,
-            notes=(source, *read.notes, *oldest.notes, *refusals(format_, scheme), *memory),
+            notes=(source, *find_turned(scheme, parity), *read.notes, *oldest.notes, *refusals(format_, scheme), *memory),
             placement=placement,
         )
         ran = "".join(f", ran in {c.runtime} {c.version}" for c in oldest.checked) + "".join(f"; {n}" for n in oldest.notes)

@@ -43,6 +43,14 @@ GATES = {
 """Measured on DeiT-Tiny: fp32 relative 2e-6; int8 mean cosine ≥ 0.99 in both formats, one image of 650 down to 0.93."""
 
 
+TURNED = Gate(max_relative=0.1, min_cosine=0.99, mean_cosine=0.99, min_agreement=1.0, margin=0.1)
+"""What a float file of a model that merges tokens must reach on images where it merges others than the module did: of two pairs
+as good as alike float noise decides. Measured on DeiT-Tiny in TFLite: 1 of 32 images, relative 8e-3, the others 3e-6."""
+
+TURNED_SHARE = 1 / 8
+"""Of the images at most so many; a file that is wrong is wrong on most."""
+
+
 def reference_outputs(
     module: torch.nn.Module, pixels: NDArray[np.uint8], preprocessing: Preprocessing, batch: int = 16
 ) -> NDArray[np.float32]:
@@ -77,30 +85,67 @@ def measure_parity(reference: NDArray[np.float32], outputs: NDArray[np.float32])
     )
 
 
-def verify_parity(name: str, scheme: str, reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> Parity:
-    """The figures, or :class:`ParityError` naming every gate that failed with its number and limit."""
+def verify_parity(
+    name: str, scheme: str, reference: NDArray[np.float32], outputs: NDArray[np.float32], merges: bool = False
+) -> Parity:
+    """The figures, or :class:`ParityError` naming every gate that failed with its number and limit.
+
+    ``merges``: the module merges tokens, so a few images may be held to :data:`TURNED` where the scheme is a float one."""
     import numpy as np
 
     parity, gate = measure_parity(reference, outputs), GATES[scheme]
-    mean_cosine = float(cosines(reference, outputs).mean())
-    top = np.sort(reference, axis=1)
-    clear = (top[:, -1] - top[:, -2]) > gate.margin * float(np.abs(reference).max())
-    agreement = float((outputs.argmax(1) == reference.argmax(1))[clear].mean()) if clear.any() else 1.0
-    failed = []
-    if gate.max_relative is not None and parity.max_relative_error > gate.max_relative:
-        failed.append(f"relative error {parity.max_relative_error:.3g}, at most {gate.max_relative:g}")
-    if parity.min_cosine < gate.min_cosine:
-        failed.append(f"smallest cosine {parity.min_cosine:.4f}, at least {gate.min_cosine:g}")
-    if mean_cosine < gate.mean_cosine:
-        failed.append(f"mean cosine {mean_cosine:.4f}, at least {gate.mean_cosine:g}")
-    if agreement < gate.min_agreement:
-        failed.append(f"top-1 agreement {agreement:.3f} over {int(clear.sum())} clear images, at least {gate.min_agreement:g}")
+    turned = np.zeros(len(reference), bool)
+    if merges and gate.max_relative is not None:
+        turned = np.abs(outputs - reference).max(1) > gate.max_relative * float(np.abs(reference).max())
+        if turned.sum() > TURNED_SHARE * len(turned):
+            turned[:] = False
+    failed = _find_misses(gate, reference, outputs, ~turned)
+    if turned.any():
+        failed += [
+            f"{text}, where near ties may merge other tokens" for text in _find_misses(TURNED, reference, outputs, turned)
+        ]
     if failed:
         raise ParityError(
             f"{name} disagrees with the module it was exported from on {parity.images} images: {'; '.join(failed)}",
             hint="try another recipe, or more calibration images with --calib",
         )
     return parity
+
+
+def find_turned(scheme: str, parity: Parity) -> tuple[str, ...]:
+    """What is to be said of a file that passed although some of its answers lie beyond the gate of its scheme."""
+    limit = GATES[scheme].max_relative
+    if limit is None or parity.max_relative_error <= limit:
+        return ()
+    return (
+        f"on some of {parity.images} images it merges other tokens than the module (relative error up to "
+        f"{parity.max_relative_error:.2g}): of pairs as good as alike float noise decides",
+    )
+
+
+def _find_misses(
+    gate: Gate, reference: NDArray[np.float32], outputs: NDArray[np.float32], judged: NDArray[np.bool_]
+) -> list[str]:
+    """The gates that the ``judged`` images fail, each with its number and limit."""
+    import numpy as np
+
+    largest = max(float(np.abs(reference).max()), 1e-12)
+    reference, outputs = reference[judged], outputs[judged]
+    relative = float(np.abs(outputs - reference).max()) / largest
+    found = cosines(reference, outputs)
+    top = np.sort(reference, axis=1)
+    clear = (top[:, -1] - top[:, -2]) > gate.margin * largest
+    agreement = float((outputs.argmax(1) == reference.argmax(1))[clear].mean()) if clear.any() else 1.0
+    failed = []
+    if gate.max_relative is not None and relative > gate.max_relative:
+        failed.append(f"relative error {relative:.3g}, at most {gate.max_relative:g}")
+    if found.min() < gate.min_cosine:
+        failed.append(f"smallest cosine {found.min():.4f}, at least {gate.min_cosine:g}")
+    if found.mean() < gate.mean_cosine:
+        failed.append(f"mean cosine {found.mean():.4f}, at least {gate.mean_cosine:g}")
+    if agreement < gate.min_agreement:
+        failed.append(f"top-1 agreement {agreement:.3f} over {int(clear.sum())} clear images, at least {gate.min_agreement:g}")
+    return failed
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

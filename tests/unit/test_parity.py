@@ -9,7 +9,7 @@ import pytest
 
 from device_agents.wire import CheckedRuntime
 from edgevit.errors import ParityError
-from edgevit.export.parity import GATES, cosines, measure_parity, reference_outputs, verify_parity
+from edgevit.export.parity import GATES, cosines, find_turned, measure_parity, reference_outputs, verify_parity
 from edgevit.golden import choose_golden, npy_bytes, synthetic_images, tolerance_for
 from edgevit.model import LoadedModel, ModelSource, load_model
 
@@ -70,6 +70,27 @@ def test_near_ties_do_not_decide() -> None:
     outputs[1] = [4.9, 5.0, -2.0]
     with pytest.raises(ParityError, match=r"top-1 agreement 0\.000 over 1 clear images"):
         verify_parity("a", "int8-dynamic", reference, outputs)
+
+
+def test_a_few_near_ties_between_tokens_do_not_fail_a_float_file_that_merges() -> None:
+    rng = np.random.default_rng(3)
+    reference = rng.normal(size=(32, 20)).astype(np.float32)
+    reference[:, 4] += 6.0
+    outputs = reference.copy()
+    outputs[:2] += rng.normal(size=(2, 20)).astype(np.float32) * 0.02
+    with pytest.raises(ParityError, match="relative error"):
+        verify_parity("a", "fp32", reference, outputs)
+    parity = verify_parity("a", "fp32", reference, outputs, merges=True)
+    assert parity.max_relative_error > 1e-3, "what is kept is the worst of all images"
+    assert "merges other tokens" in find_turned("fp32", parity)[0]
+    assert find_turned("fp32", verify_parity("a", "fp32", reference, reference)) == ()
+
+    many = reference + rng.normal(size=reference.shape).astype(np.float32) * 0.02
+    with pytest.raises(ParityError, match="relative error"):
+        verify_parity("a", "fp32", reference, many, merges=True)
+    outputs[0] = -outputs[0]
+    with pytest.raises(ParityError, match="near ties"):
+        verify_parity("a", "fp32", reference, outputs, merges=True)
 
 
 def test_cosine_of_a_dead_row_is_zero() -> None:
