@@ -104,7 +104,7 @@ def judge_p90(comparison: Comparison, growth: float) -> Gate:
     shown = f"p90 {comparison.ratio:.3f} times what it was ({low:.3f} to {high:.3f}, 95 %), at most {limit:.3f} is allowed"
     if high <= limit:
         return Gate("p90", True, shown)
-    undecided = "; the interval leaves it open, more blocks would make it narrower" if low <= limit else ""
+    undecided = "; the interval leaves it open, --gate-blocks makes it narrower" if low <= limit else ""
     return Gate("p90", False, shown + undecided, judged=not undecided)
 
 

@@ -50,7 +50,10 @@ def weigh(module: Any, preprocessing: Any, tokens: int) -> Bulk:
 
 def least_mb(drawn: Drawn, bulk: Bulk) -> float:
     """No file of this draw is smaller (10⁶ bytes). 0 where nothing can be told: where weights are used by differing numbers of
-    tokens a pruned share of the MACs may be any share of them."""
+    tokens a pruned share of the MACs may be any share of them.
+
+    Pruning ends on a whole head or group of units and so takes up to one more; patch and position embedding, which are not
+    counted here, have more weights than that."""
     weights = float(bulk.linear)
     for step in drawn.recipe.steps:
         if step.kind == "low_rank":
