@@ -186,14 +186,14 @@ class Root:
         """Run ids in the queue, oldest first."""
         found = []
         for name in self.names_in("queue"):
-            if name.endswith(".json") and _NAME.fullmatch(name[:-5]):
+            if name.endswith(".json") and is_run_name(name[:-5]):
                 with contextlib.suppress(FileNotFoundError):
                     found.append(((self.root / "queue" / name).lstat().st_mtime_ns, name[:-5]))
         return [run_id for _, run_id in sorted(found)]
 
     def spooled(self) -> List[str]:
         """Run ids whose results wait for their host."""
-        return sorted(n[:-4] for n in self.names_in("spool") if n.endswith(".run") and _NAME.fullmatch(n[:-4]))
+        return sorted(n[:-4] for n in self.names_in("spool") if n.endswith(".run") and is_run_name(n[:-4]))
 
     def names_in(self, folder: str) -> List[str]:
         try:
@@ -376,7 +376,12 @@ def checked_sha256(value: str) -> str:
     return value
 
 
+def is_run_name(value: str) -> bool:
+    """Whether the wire would carry it as a run's id. A file of another name is none of the queue's or the spool's."""
+    return len(value) <= 120 and _NAME.fullmatch(value) is not None
+
+
 def checked_name(value: str) -> str:
-    if _NAME.fullmatch(value) is None or len(value) > 120:
+    if not is_run_name(value):
         raise Refused("bad-request", "{!r} is not a run's name".format(value[:80]))
     return value

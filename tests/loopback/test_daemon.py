@@ -190,6 +190,9 @@ def test_hostile_files_in_the_queue_are_removed_and_named(agent: AgentProcess, b
     (queue / "f-other.json").write_bytes(wire.dumps(make_job(bundle, "another-name")))
     (queue / "..json").write_text("{}")
     (queue / "g name with spaces.json").write_text("{}")
+    too_long = "h" * 200
+    (queue / f"{too_long}.json").write_text("{}")
+    (agent.root / "spool" / f"{too_long}.run").write_text("{}")
     with running(agent):
         wait_for(
             lambda: not (queue / "f-other.json").exists() and not servers(agent), "the end of the server that removes them"
@@ -197,9 +200,11 @@ def test_hostile_files_in_the_queue_are_removed_and_named(agent: AgentProcess, b
         submit(agent, make_job(bundle, "honest"))
         wait_for((agent.root / "spool" / "honest.run").exists, "the honest job's result of the next server")
         log = (agent.root / "log" / "serve.log").read_text()
-    assert sorted(p.name for p in queue.iterdir()) == ["..json", "g name with spaces.json"], (
+    assert sorted(p.name for p in queue.iterdir()) == ["..json", "g name with spaces.json", f"{too_long}.json"], (
         "names that are none are left alone"
     )
+    assert agent.call("waiting") == {"runs": [{"run_id": "honest", "state": "done"}]}
+    assert wire.decode(wire.Facts, agent.call("probe"), "facts").waiting_runs == ("honest",)
     assert secret.read_text() == "untouched"
     for name in ("a-garbage", "b-huge", "c-folder", "d-link", "e-pipe", "f-other"):
         assert f"job {name}: removed" in log
@@ -207,7 +212,7 @@ def test_hostile_files_in_the_queue_are_removed_and_named(agent: AgentProcess, b
             agent.call("follow", name)
         assert refused.value.code == "no-such-run"
     agent.call("ack", "honest")
-    for path in queue.iterdir():
+    for path in (*queue.iterdir(), agent.root / "spool" / f"{too_long}.run"):
         path.unlink()
 
 
