@@ -34,7 +34,11 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("ai-edge-quantizer", "TFLite quantization"),
         ("ai-edge-litert", "the local target, TFLite"),
     ),
+    "train": (("accelerate", "training on a GPU"),),
     "prune": (("torch-pruning", "pruning channels"),),
+    "tune": (("optuna", "searching recipes"),),
+    "ray": (("ray", "cells on a Ray cluster"),),
+    "figures": (("matplotlib", "plots as SVG"),),
     "postgres": (("psycopg", "results in PostgreSQL"),),
     "mlflow": (("mlflow-skinny", "results to MLflow"),),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -45,6 +46,16 @@ def test_generated_command_reference_is_in_step() -> None:
         [sys.executable, str(ROOT / "scripts/cli_docs.py"), "--check"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_doctor_names_what_every_extra_brings() -> None:
+    from edgevit.cli.doctor import PARTS
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert set(PARTS) == set(extras) - {"all", "test"}, "what is missing of the others is not told"
+    for extra, parts in PARTS.items():
+        brought = {requirement.split(">")[0].split("[")[0] for requirement in extras[extra]}
+        assert {name for name, _ in parts} <= brought, f"pip install edgevit[{extra}] would not bring it"
 
 
 def _subclasses(cls: type) -> list[type]:
