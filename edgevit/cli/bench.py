@@ -293,7 +293,8 @@ def _install_and_list(session: Session, wanted: Wanted, facts: Facts, progress: 
     for bundle in wanted.bundles:
         if any(v.bundle == bundle.digest for v in variants):
             session.agent.max_rate_mbit = wanted.max_rate_mbit
-            session.agent.install(bundle, progress)
+            # Measuring replaces nothing, so an older version than the active one may come.
+            session.agent.install(bundle, progress, allow_older=True)
     return variants
 
 

@@ -41,7 +41,7 @@ def predict(bundle: Path, target: str, images: Sequence[Path], artifact: str | N
         facts = session.agent.probe()
         found = require_runnable(list_variants(opened.manifest, opened.digest, facts, session.profile(facts)), target, facts)
         variant = find_variant(found, artifact) if artifact else found.variants[0]
-        session.agent.install(opened, progress)
+        session.agent.install(opened, progress, allow_older=True)  # it replaces nothing
         predictions = session.agent.predict(pixels, variant)
     if as_json:
         rows = [{"image": str(path), "top5": top} for path, top in zip(images, predictions, strict=True)]

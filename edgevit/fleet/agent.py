@@ -149,7 +149,8 @@ class Agent:
         )
 
     def install(self, bundle: Bundle, progress: Progress | None = None, *, allow_older: bool = False) -> Installed:
-        """Send what the device lacks of ``bundle``; it verifies signature and digests itself before the bundle appears."""
+        """Send what the device lacks of ``bundle``; it verifies signature and digests itself before the bundle appears.
+        ``allow_older``: also where a newer version of it is active; to activate it then is another matter."""
         request = {
             "manifest": base64.b64encode(bundle.manifest_bytes).decode("ascii"),
             "signature": base64.b64encode(bundle.signature).decode("ascii"),

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from device_agents import wire
 from edgevit.cli import run_cli
 from edgevit.fleet.agent import Agent
+from edgevit.fleet.connect import connect
 from edgevit.fleet.inventory import Target, add_target
 from edgevit.places import fleet_path
 from edgevit.results.store import open_store
+from edgevit.transport.prompts import NoPrompts
 from tests.support import agent_bundle as tiny
 from tests.support.agent_bundle import Signer
 from tests.support.fleet import Device
@@ -67,6 +70,24 @@ def test_a_device_that_is_off_keeps_no_table_from_the_others(
     said = capsys.readouterr()
     assert [row["target"] for row in json.loads(said.out)["rows"]] == [box.target.name]
     assert "off" in said.err
+
+
+def test_a_version_before_the_active_one_is_measured_and_predicted_with_and_what_is_active_stays(
+    box: Device, signer: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the new version is better than the one before is asked once the new one is active, too."""
+    name = box.target.name
+    before = tiny.make_bundle(signer, version=1).write(tmp_path / "before")
+    active = tiny.make_bundle(signer, version=2).write(tmp_path / "active")
+    assert run_cli(["deploy", str(active), name]) == 0
+    assert run_cli(["bench", str(before), name, "--plan", "quick"]) == 0, capsys.readouterr().err
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    assert run_cli(["predict", str(before), name, str(tmp_path / "image.png")]) == 0, capsys.readouterr().err
+    with connect(box.target, NoPrompts()) as agent:
+        facts = agent.probe(quick=True)
+    assert facts.active is not None and facts.active.bundle_version == 2
+    assert {one.version for one in facts.bundles} == {1, 2}
+    assert run_cli(["deploy", str(before), name]) == 3, "to make it active again stays something to ask for"
 
 
 def test_the_same_bundle_twice_and_against_with_and_are_refused(
