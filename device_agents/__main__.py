@@ -207,6 +207,12 @@ def _waiting(start: Start, store: Any, console: Any) -> Any:
     return waiting(store)
 
 
+def _resume(start: Start, store: Any, console: Any) -> Any:
+    from device_agents.spool import resume
+
+    return resume(store, start.agent_sha256)
+
+
 def _predict(start: Start, store: Any, console: Any) -> Any:
     from device_agents.job import predict
 
@@ -253,6 +259,7 @@ COMMANDS: Dict[str, Callable[[Start, Any, Any], Any]] = {
     "daemon-logs": _daemon_logs,
     "daemon-remove": _daemon_remove,
     "waiting": _waiting,
+    "resume": _resume,
     "predict": _predict,
     "provision": _provision,
     "unprovision": _unprovision,

@@ -1,4 +1,4 @@
-"""Jobs in, results out, exactly once: ``submit follow ack cancel waiting`` and the files behind them.
+"""Jobs in, results out, exactly once: ``submit follow ack cancel waiting resume`` and the files behind them.
 
 A run is ``queue/ID.json`` until its result is on the disk, ``spool/ID.part`` while it runs, ``spool/ID.run`` until the host
 says that it has it, and ``spool/ID.acked`` ever after, so that nothing is measured or brought home twice.
@@ -282,3 +282,9 @@ def waiting(store: Store) -> Dict[str, Any]:
         if state in ("queued", "running", "done") and all(r["run_id"] != run_id for r in found):
             found.append({"run_id": run_id, "state": state})
     return {"runs": found}
+
+
+def resume(store: Store, agent_sha256: str) -> Dict[str, Any]:
+    """Begin what is queued and what a server left when it ended, at a reboot say, where nobody works it now; false where there
+    is nothing to do or somebody does."""
+    return {"begun": bool(store.queued()) and ensure_server(store, agent_sha256)}

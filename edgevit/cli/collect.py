@@ -43,7 +43,7 @@ def collect(targets: Sequence[str], wait: bool, cancelled: Sequence[str], at_onc
     """Send what waits here for TARGETs (all if none is named) that were off, and bring home results that wait there.
 
     Each job is sent once, whoever is killed and however many collect at the same time. One whose bundle vanished or changed is
-    an error and stays until it is cancelled; the rest goes on.
+    an error and stays until it is cancelled; the rest goes on. What a device left undone when it was switched off begins again.
     """
     from edgevit.places import outbox_dir
     from edgevit.results.store import open_store
@@ -189,6 +189,8 @@ class _Collecting:
         if any(run.state == "done" for run in left):  # done since the device was asked
             home += bring_home(session.agent, self.store, self.progress, wait=False)
             left = session.agent.waiting()
+        if left and session.agent.resume():
+            say(f"{session.target.name}: nobody was at work on what waits there, after a reboot say; it goes on")
         return _Home(tuple(home), left)
 
 

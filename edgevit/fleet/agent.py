@@ -262,6 +262,10 @@ class Agent:
             found.append(WaitingRun(self.field(entry, "run_id", str), str(entry["state"])))
         return tuple(found)
 
+    def resume(self) -> bool:
+        """See to it that what is queued there is worked: whether that took a new server. A daemon needs no such word."""
+        return self.field(self._call("resume"), "begun", bool)
+
     def allow(self, lines: Sequence[str], *, replace: bool = False) -> int:
         """Let the keys in these allowed_signers lines sign for the device; returns how many may now."""
         return self.field(self._call("allow", payload={"lines": list(lines), "replace": replace}), "signers", int)

@@ -19,6 +19,7 @@ import pytest
 from device_agents import wire
 from device_agents.spool import cancel
 from device_agents.store import Store
+from edgevit.places import local_root
 from tests.support.agent_bundle import (
     FAST_PLAN,
     AgentProcess,
@@ -28,6 +29,8 @@ from tests.support.agent_bundle import (
     make_bundle,
     make_job,
 )
+from tests.support.cli import Cli
+from tests.support.processes import find_agents, kill
 from tests.support.waiting import wait_for
 
 MAX_IDLE_MB = 20.0
@@ -135,6 +138,20 @@ def part_of(agent: AgentProcess, run_id: str) -> str:
     with contextlib.suppress(OSError):
         return (agent.root / "spool" / f"{run_id}.part").read_text()
     return ""
+
+
+def test_without_a_daemon_what_a_reboot_left_goes_on_at_the_next_collect(cli: Cli, operator: Signer, tmp_path: Path) -> None:
+    """Nobody waits for it or asks for it by name."""
+    assert cli("bench", make_bundle(operator).write(tmp_path / "bundle"), "local", "--plan", "quick", "--detach").code == 0
+    agent = AgentProcess(local_root())
+    wait_for(lambda: servers(agent), "a server")
+    kill(find_agents(agent.root))
+    wait_for(lambda: not servers(agent), "its end")
+    said = cli("collect", "local")
+    assert "it goes on" in said.err and ("is running" in said.out or "is queued" in said.out), said
+    wait_for(lambda: list((agent.root / "spool").glob("*.run")), "the result of a run that was left to itself")
+    said = cli("collect", "local")
+    assert "completed" in said.out and "it goes on" not in said.err
 
 
 def test_what_is_cancelled_comes_home_as_interrupted(agent: AgentProcess, bundle: TinyBundle) -> None:
