@@ -127,8 +127,8 @@ def _tradeoffs(data: Mapping[str, Any], table: Table) -> Iterator[Figure]:
             front = _fronts(table, here, x, y)
             rows = [
                 {
-                    **table.identity(i), **_with_error(table, i, x), **_with_error(table, i, y), "on_front": int(i in front),
-                    **table.proof(i),
+                    **table.identity(i), "batch": table.text("batch_id", i), **_with_error(table, i, x),
+                    **_with_error(table, i, y), "on_front": int(i in front), **table.proof(i),
                 }
                 for i in here
             ]  # fmt: skip
@@ -151,14 +151,14 @@ def column_name(metric: Mapping[str, str]) -> str:
 
 
 def _fronts(table: Table, rows: Sequence[int], x: Mapping[str, str], y: Mapping[str, str]) -> set[int]:
-    """The rows on the Pareto front of their own target; only VALID ones count."""
+    """The rows on the Pareto front of their own target and batch; only VALID ones count."""
 
-    targets: dict[str, list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for i in rows:
         if table.text("verdict", i) in ("VALID", "warned"):
-            targets.setdefault(table.text("target", i), []).append(i)
+            groups.setdefault((table.text("target", i), table.text("batch_id", i)), []).append(i)
     found: set[int] = set()
-    for members in targets.values():
+    for members in groups.values():
         cost = [(table.number(x["key"], i) or 0.0) * (1 if x["better"] == "less" else -1) for i in members]
         gain = [(table.number(y["key"], i) or 0.0) * (1 if y["better"] == "more" else -1) for i in members]
         found |= {members[k] for k in pareto_front(list(zip(cost, gain, strict=True)))}

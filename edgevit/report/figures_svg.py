@@ -17,6 +17,7 @@ SCHEMES = {
 PARTS = tuple(SCHEMES.values())
 MARKERS = {"onnxruntime": "o", "litert": "s", "tflite-runtime": "^"}
 MOST_PARTS = 6
+MOST_FRONTS = 4
 
 
 def import_matplotlib() -> Any:
@@ -89,9 +90,9 @@ def _tradeoff(library: Any, figure: Figure) -> Any:
             row[across], row[up], xerr=_error(row, across), yerr=_error(row, up), color=_colour(row), elinewidth=0.8,
             markersize=5, marker=MARKERS.get(str(row["runtime"]), "o"), markerfacecolor=_colour(row) if valid else "white",
         )  # fmt: skip
-    targets = sorted({str(row["target"]) for row in figure.rows})
-    for target in targets if len(targets) <= 4 else ():
-        front = sorted((r[across], r[up]) for r in figure.rows if r["target"] == target and r["on_front"])
+    groups = sorted({(str(row["target"]), str(row["batch"])) for row in figure.rows})
+    for group in groups if len(groups) <= MOST_FRONTS else ():
+        front = sorted((r[across], r[up]) for r in figure.rows if (r["target"], r["batch"]) == group and r["on_front"])
         where = "post" if x["better"] == "less" else "pre"
         axes.step([p[0] for p in front], [p[1] for p in front], where=where, color="#777", linestyle="--", linewidth=0.9)
     axes.set(xlabel=f"{x['label']} ({x['unit']})", ylabel=f"{y['label']} ({y['unit']})", title=figure.title)

@@ -53,6 +53,16 @@ def test_a_trade_off_has_its_errors_and_its_front(figures: list[figures_svg.Figu
     assert front == {"int8-dynamic-tflite", "fp32-tflite", "fp32-onnx"}
 
 
+def test_figures_of_different_batches_share_no_front(tmp_path: Path) -> None:
+    days = [run(batch=day, measurements=(measurement(p50_ms=ms),)) for day, ms in (("b1", 20.0), ("b2", 10.0))]
+    drawn = make_figures(page_data(Shown(summarize_all(days, valid), days, 2)))
+    figure = next(f for f in drawn if f.name.startswith("tradeoff-p50-top1"))
+    assert {r["batch"]: r["on_front"] for r in figure.rows} == {"b1": 1, "b2": 1}, "the quicker day took the other's front away"
+    write_svg([figure], tmp_path)
+    lines = ElementTree.parse(tmp_path / f"{figure.name}.svg").iterfind(".//*[@style]")
+    assert sum("stroke-dasharray" in one.attrib["style"] and "#777" in one.attrib["style"] for one in lines) == 2
+
+
 def test_every_kind_is_drawn_and_says_what_it_shows(figures: list[figures_svg.Figure], tmp_path: Path) -> None:
     one_each = list({f.kind: f for f in figures}.values())
     assert write_svg(one_each, tmp_path) == len(one_each)
