@@ -118,7 +118,9 @@ def fold_batch_norms(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.nn
     layers = dict(module.named_modules())
     for name, readers in trace_readers(module, x).items():
         norm = layers[readers[0]]
-        if len(readers) == 1 and isinstance(layers[name], torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+        # One that keeps no statistics takes those of each batch, which no weight can hold.
+        known = isinstance(norm, torch.nn.BatchNorm2d) and norm.running_mean is not None
+        if len(readers) == 1 and isinstance(layers[name], torch.nn.Conv2d) and known:
             edits[readers[0]] = _fold_batch_norm(name, readers[0])
     return apply_exact(module, x, edits)
 

@@ -31,6 +31,9 @@ FIRST_LOOK = 8
 """Images that each rewrite is proven on by itself: the four with extreme borders and as many others."""
 BATCH = 12
 
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError, NotImplementedError)
+"""What a model's own code raises where it is run, or asked to join its branches, in a way that it was not written for."""
+
 REWRITES: Mapping[str, str] = {
     "branches": "edgevit.rewrite.branches",
     "batch_norm": "edgevit.rewrite.batch_norm",
@@ -90,7 +93,7 @@ def apply_rewrites(state: Compressed, data: CalibrationData, on_progress: Progre
             f"moves by more than {moved:.1e} of the largest"
         )
     if walked.refused:
-        summary += f"; refused, since it would change the answers: {', '.join(walked.refused)}"
+        summary += f"; refused, since it fails or would change the answers: {', '.join(walked.refused)}"
     on_progress.finish("rewrite", summary)
     after = count_macs(walked.state.module, state.preprocessing)
     report = StepReport(
@@ -138,7 +141,12 @@ def _walk(state: Compressed, original: _Original, off: Collection[str], on_progr
             details[name] = "switched off by the recipe"
             continue
         subject = Subject(state.module, state.preprocessing, normalise(original.pixels[:2], state.preprocessing))
-        applied = importlib.import_module(place).rewrite(subject)
+        try:
+            applied = importlib.import_module(place).rewrite(subject)
+        except FAILURES as e:
+            details[name] = f"refused: it fails: {_said(e)}"
+            refused.append(name)
+            continue
         if isinstance(applied, str):
             details[name] = f"does not apply: {applied}"
             continue
@@ -181,8 +189,8 @@ def _moved(module: Any, preprocessing: Preprocessing, original: _Original) -> fl
     try:
         with repeating(original.choices):
             outputs = _outputs(module, original.pixels, preprocessing)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as e:
-        return f"the rewritten module fails: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
+    except FAILURES as e:
+        return f"the rewritten module fails: {_said(e)}"
     expected = original.outputs
     if outputs.shape != expected.shape:
         return f"outputs of shape {tuple(outputs.shape)}, expected {tuple(expected.shape)}"
@@ -190,3 +198,7 @@ def _moved(module: Any, preprocessing: Preprocessing, original: _Original) -> fl
         return f"{original.choices.left} merges of tokens are left out"
     moved = float((outputs - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
     return max(moved, original.choices.moved) if moved == moved else "outputs are no longer numbers"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

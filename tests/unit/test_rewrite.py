@@ -183,6 +183,33 @@ def test_one_that_breaks_parity_is_refused_by_name_and_the_rest_goes_on(fault: s
     assert "class_token" in applied(state)
 
 
+def test_one_that_cannot_be_carried_out_is_refused_and_the_rest_goes_on() -> None:
+    """timm asks every part that has a ``fuse`` to fuse itself; here that word means something else."""
+    torch = import_torch()
+
+    class Gate(torch.nn.Linear):  # type: ignore[misc]
+        def fuse(self, other: Any, share: float) -> Any:
+            return self(other) * share
+
+    torch.manual_seed(0)
+    stem = torch.nn.Conv2d(3, 16, 4, stride=4)
+    layers = [stem, torch.nn.BatchNorm2d(16), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), Gate(16, 10)]
+    state = rewritten(torch.nn.Sequential(*layers).eval())
+    report = state.reports[-1]
+    assert report.details["branches"].startswith("refused: it fails: TypeError: "), report.details["branches"]
+    assert "branches" in report.summary.split("refused")[1]
+    assert applied(state) == {"batch_norm", "pixels"}, report.details
+
+
+def test_a_batch_norm_without_statistics_is_left_alone() -> None:
+    torch = import_torch()
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(16, track_running_stats=False)
+    layers = [torch.nn.Conv2d(3, 16, 4, stride=4), norm, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    state = rewritten(torch.nn.Sequential(*layers, torch.nn.Linear(16, 10)).eval())
+    assert state.reports[-1].details["batch_norm"] == "does not apply: no BatchNorm reads a convolution alone"
+
+
 def test_one_that_only_many_images_tell_apart_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What slips through the first look of eight images is found by all of them together."""
 
