@@ -72,7 +72,7 @@ def add(name: str, host: str, fingerprint: str | None, profile: str | None, prov
         **settings,
     )
     with recording(Action("target add", {"host": host}), new) as record:
-        trust(new, TerminalPrompts(), fingerprint)
+        trust(new, TerminalPrompts(), fingerprint, new=True)
         with open_session(new) as session:
             facts = session.agent.probe()
             chosen = session.profile(facts).name

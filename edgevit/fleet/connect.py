@@ -63,14 +63,16 @@ def known_fingerprints(target: Target) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line.key.fingerprint for line in found))
 
 
-def trust(target: Target, prompts: Prompts, fingerprint: str | None = None, *, replace: bool = False) -> str:
+def trust(target: Target, prompts: Prompts, fingerprint: str | None = None, *, replace: bool = False, new: bool = False) -> str:
     """Look at the target's host key, have it approved (or compare it with ``fingerprint``), pin it; returns its fingerprint.
 
-    ``replace`` lets it take the place of another key in edgevit's own file. Nobody logs in for this.
+    ``replace`` lets it take the place of another key in edgevit's own file; ``new``: the target is in no fleet file yet. Nobody
+    logs in for this.
     """
     from edgevit.transport.hostkeypolicy import HostKeyPolicy
     from edgevit.transport.ssh_connect import approve_host_key
     from edgevit.transport.sshconfig import resolve
 
     settings = resolve(target.host, user=target.user, port=target.port, key=target.key, jump=target.jump)
-    return approve_host_key(target.name, settings, HostKeyPolicy(pins_path(), fingerprint or "", replace), prompts)
+    policy = HostKeyPolicy(pins_path(), fingerprint or "", replace, "new target" if new else "target")
+    return approve_host_key(target.name, settings, policy, prompts)

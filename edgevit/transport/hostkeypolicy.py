@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edgevit.errors import HostKeyError
 from edgevit.transport.hostkeys import (
@@ -16,6 +18,7 @@ from edgevit.transport.hostkeys import (
     judge,
     known_types,
     load_known_hosts,
+    lookup_name,
     parse_key,
     pin,
 )
@@ -30,12 +33,14 @@ class HostKeyPolicy:
     """``pins`` is edgevit's own known_hosts file. ``fingerprint`` is one that a person vouches for (``SHA256:…``).
 
     ``replace`` (only ``edgevit target trust``) lets an approved key take the place of another one in ``pins``;
-    what the person's own known_hosts files say is never overruled.
+    what the person's own known_hosts files say is never overruled. ``role`` tells what can be typed where a key is refused:
+    only a target that is in the fleet file can be trusted by its name.
     """
 
     pins: Path
     fingerprint: str = ""
     replace: bool = False
+    role: Literal["target", "new target", "jump host"] = "target"
 
     def known(self, settings: SshSettings) -> tuple[KnownLine, ...]:
         return load_known_hosts((self.pins, *settings.known_hosts))
@@ -55,7 +60,7 @@ def check_host_key(name: str, settings: SshSettings, key: HostKey, policy: HostK
     if judgement.standing is KeyStanding.REVOKED:
         raise HostKeyError(
             f"{name}: {where} shows the key {key.fingerprint}, which {judgement.lines[0].where} marks as @revoked",
-            hint=f"do not connect; give the host a new key: ssh-keygen -A on the device, then edgevit target trust {name}",
+            hint="do not connect; give the host a new key (ssh-keygen -A there), then approve that one",
         )
     if settings.revoked_keys is not None:
         _check_revocation_list(name, settings.revoked_keys, key)
@@ -68,7 +73,7 @@ def check_host_key(name: str, settings: SshSettings, key: HostKey, policy: HostK
         return
     if judgement.standing is KeyStanding.CHANGED and not _may_replace(policy, judgement):
         raise changed(name, settings, key, judgement.lines, policy)
-    _approve(name, where, key, judgement, policy, prompts)
+    _approve(name, settings, key, judgement, policy, prompts)
     pin(policy.pins, settings.known_name, settings.known_port, key)
 
 
@@ -76,9 +81,12 @@ def _may_replace(policy: HostKeyPolicy, judgement: Judgement) -> bool:
     return policy.replace and all(line.where.rpartition(":")[0] == str(policy.pins) for line in judgement.lines)
 
 
-def _approve(name: str, where: str, key: HostKey, judgement: Judgement, policy: HostKeyPolicy, prompts: Prompts) -> None:
+def _approve(
+    name: str, settings: SshSettings, key: HostKey, judgement: Judgement, policy: HostKeyPolicy, prompts: Prompts
+) -> None:
     if policy.fingerprint:
         return
+    where = f"{settings.known_name} port {settings.port}"
     was = f"; until now it was {judgement.lines[0].key.fingerprint}" if judgement.lines else ""
     answer = prompts.trust_host_key(
         f"{name}: {where} shows the {key.type} key\n  {key.fingerprint}\nwhich is not known here{was}. "
@@ -88,8 +96,17 @@ def _approve(name: str, where: str, key: HostKey, judgement: Judgement, policy: 
         why = "nobody can be asked without a terminal" if answer is None else "it was not approved"
         raise HostKeyError(
             f"{name}: the {key.type} key {key.fingerprint} of {where} is not known here{was}, and {why}",
-            hint=f"edgevit target trust {name} --fingerprint {key.fingerprint}",
+            hint=_approval(name, settings, key, policy),
         )
+
+
+def _approval(name: str, settings: SshSettings, key: HostKey, policy: HostKeyPolicy) -> str:
+    """What to type to approve ``key``."""
+    if policy.role == "jump host":
+        return f"ssh -p {settings.port} {settings.user}@{settings.host} once: it asks, and what it keeps is believed here too"
+    if policy.role == "new target":
+        return f"the same command with --fingerprint {key.fingerprint}"
+    return f"edgevit target trust {name} --fingerprint {key.fingerprint}"
 
 
 def changed(
@@ -97,12 +114,14 @@ def changed(
 ) -> HostKeyError:
     """The refusal of a changed key: both fingerprints, and which file said what."""
     known = ", ".join(f"{line.key.fingerprint} ({line.key.type}, {line.where})" for line in lines)
-    foreign = [line for line in lines if line.where.rpartition(":")[0] != str(policy.pins)]
-    if foreign:
-        own_name = settings.known_name if settings.known_port == 22 else f"[{settings.known_name}]:{settings.known_port}"
-        hint = f"if the device was set up anew: ssh-keygen -R '{own_name}' -f {foreign[0].where.rpartition(':')[0]}"
+    files = dict.fromkeys(line.where.rpartition(":")[0] for line in lines)
+    foreign = [file for file in files if file != str(policy.pins)]
+    if foreign or policy.role != "target":
+        own_name = lookup_name(settings.known_name, settings.known_port)
+        line = shlex.join(["ssh-keygen", "-R", own_name, "-f", (foreign or [*files])[0]])
+        hint = f"if the device was set up anew: {line}, then try again"
     else:
-        hint = f"if the device was set up anew: edgevit target trust {name} --fingerprint {key.fingerprint}"
+        hint = f"if the device was set up anew: {_approval(name, settings, key, policy)}"
     return HostKeyError(
         f"{name}: the host key of {settings.known_name} port {settings.port} has CHANGED: "
         f"it shows {key.fingerprint} ({key.type}), known is {known}. Someone may be listening in, or it was set up anew",

@@ -152,7 +152,7 @@ class Carrier:
             user, host, port = parse_hop(last)
             # As OpenSSH does: an earlier hop of the list leads to this one; the first follows its own configuration.
             settings = resolve(host, user=user, port=port, jump=before or None)
-            policy = replace(self.policy, fingerprint="", replace=False)
+            policy = replace(self.policy, fingerprint="", replace=False, role="jump host")
             self.jump = dial(f"{self.name} (jump host {host})", settings, policy, self.prompts, self.hops + 1)
             self.below.append(self.jump.close)
         try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgevit.cli import run_cli
 from edgevit.errors import HostKeyError
+from edgevit.fleet.connect import pins_path
 from edgevit.loopback_sshd import LoopbackSshd, make_key
 from edgevit.transport.hostkeypolicy import HostKeyPolicy
 from edgevit.transport.hostkeys import HostKey, fingerprint_of, load_known_hosts, parse_key, pin
@@ -16,7 +20,7 @@ from edgevit.transport.prompts import NoPrompts
 from edgevit.transport.ssh import SshTransport
 from edgevit.transport.ssh_connect import approve_host_key
 from edgevit.transport.sshconfig import SshSettings
-from tests.support.sshd import Scripted
+from tests.support.sshd import Account, Scripted
 
 
 def connect(settings: SshSettings, policy: HostKeyPolicy, prompts: object = None) -> None:
@@ -158,3 +162,25 @@ def test_make_key_makes_what_ssh_keygen_reads(tmp_path: Path) -> None:
     make_key(tmp_path / "key")
     said = subprocess.run(["ssh-keygen", "-lf", str(tmp_path / "key.pub")], check=True, capture_output=True, text=True).stdout
     assert parse_key((tmp_path / "key.pub").read_text()).fingerprint in said
+
+
+def test_what_target_add_says_to_type_can_be_typed_before_the_target_is_in_the_fleet_file(
+    server: LoopbackSshd, account: Account, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add(*more: str) -> tuple[int, str]:
+        words = ["--port", str(server.port), "--key", str(server.client_key), "--python", account.python, "--no-provision"]
+        capsys.readouterr()
+        where = [f"{account.name}@127.0.0.1", "--root", str(account.home / "added"), *words]
+        return run_cli(["target", "add", "board", *where, *more]), capsys.readouterr().err
+
+    vouched = ("--fingerprint", server.fingerprint)
+    code, said = add()
+    assert code == 3 and f"next:  the same command with {' '.join(vouched)}\n" in said
+    pin(pins_path(), "127.0.0.1", server.port, other_key(tmp_path))  # of a board that had this address before
+    code, said = add(*vouched)
+    assert code == 3 and "has CHANGED" in said
+    typed = said.partition("set up anew: ")[2].partition(", then try again")[0]
+    subprocess.run(shlex.split(typed), check=True, capture_output=True)
+    code, said = add(*vouched)
+    shutil.rmtree(account.home / "added")
+    assert code == 0, said

@@ -172,6 +172,7 @@ def test_a_jump_host_is_gone_through_and_its_key_is_checked_too(
     with pytest.raises(HostKeyError, match="jump host") as caught:
         whoami(there, policy)
     assert jump_server.fingerprint in str(caught.value)
+    assert caught.value.hint.startswith(f"ssh -p {jump_server.port} {account.name}@127.0.0.1 once"), "no target has its name"
     pin(policy.pins, "127.0.0.1", jump_server.port, parse_key(jump_server.known_hosts_line.split(" ", 1)[1]))
     assert whoami(there, policy) == account.name
     transport = SshTransport.connect("box", there, policy, NoPrompts())
