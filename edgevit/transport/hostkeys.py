@@ -109,9 +109,8 @@ def parse_known_hosts(text: str, where: str) -> tuple[KnownLine, ...]:
             continue
         marker = ""
         if line.startswith("@"):
-            marker, _, line = line.partition(" ")
-            line = line.strip()
-        patterns, _, rest = line.partition(" ")
+            marker, line = _first_word(line)
+        patterns, rest = _first_word(line)
         try:
             key = parse_key(rest)
         except ValueError as e:
@@ -121,6 +120,12 @@ def parse_known_hosts(text: str, where: str) -> tuple[KnownLine, ...]:
         if marker in ("", "@revoked", "@cert-authority"):
             lines.append(KnownLine(marker, patterns, key, f"{where}:{number}"))
     return tuple(lines)
+
+
+def _first_word(line: str) -> tuple[str, str]:
+    """The first word and what follows it; OpenSSH parts words by tabs as well."""
+    first, rest = [*line.split(None, 1), "", ""][:2]
+    return first, rest
 
 
 def load_known_hosts(paths: Iterable[Path]) -> tuple[KnownLine, ...]:

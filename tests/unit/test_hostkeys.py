@@ -84,6 +84,14 @@ def test_revocation_wins_over_everything() -> None:
     assert judge(known(f"pi {TWO.line}", f"@revoked * {ONE.line}"), "pi", 22, TWO).standing is KeyStanding.KNOWN
 
 
+def test_tabs_part_the_words_of_a_line_as_blanks_do() -> None:
+    kind, text = ONE.line.split()
+    assert judge(known(f"pi\t{kind}\t{text}"), "pi", 22, TWO).standing is KeyStanding.CHANGED
+    assert judge(known(f"pi {ONE.line}", f"@revoked\t*\t{kind} {text}"), "pi", 22, ONE).standing is KeyStanding.REVOKED
+    with pytest.raises(UsageError, match="@revoked"):
+        known("@revoked\t*\tssh-ed25519 AAAA")
+
+
 def test_a_certificate_authority_is_no_host_key() -> None:
     assert judge(known(f"@cert-authority * {ONE.line}"), "pi", 22, ONE).standing is KeyStanding.UNKNOWN
 
