@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgevit.report.page_serve import PageServer
 from edgevit.results.store import Batch, Store
 from tests.support.browser import Browser
 from tests.support.judged import mixed, valid
-from tests.support.runs import failed, measurement, run
+from tests.support.runs import failed, measurement, run, sha
 
 EVIL = "</script><img src=x onerror=document.title='broken'>"
 CHARTS = ["tradeoff", "latency", "cumulative", "time", "operators", "classes", "fleet"]
@@ -187,6 +188,57 @@ def test_a_served_page_shows_what_comes_and_keeps_what_was_chosen(browser: Brows
             browser.wait("document.getElementById('live').textContent.startsWith('not live')")
             assert len(rows(browser)) == 4, "what was known last stays"
             browser.said.clear()
+
+
+def test_a_filter_of_what_is_not_shown_any_more_hides_nothing(browser: Browser, tmp_path: Path) -> None:
+    """Without a batch named the newest is followed, and that may be of other targets."""
+    url = f"sqlite:///{tmp_path / 'results.sqlite'}"
+    with Store(url) as writing:
+        writing.add_batch(Batch("b1", "2025-01-15T10:00:00Z", "bench"))
+        for target in ("pi4", "pi5"):
+            writing.add_run(run(target))
+        with Store(url, read_only=True) as reading, PageServer(Source(reading), "127.0.0.1", 0) as server:
+            serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+            serving.start()
+            try:
+                browser.show(server.url)
+                browser.wait("document.getElementById('live').textContent.startsWith('live')")
+                assert "last result" not in browser.js("document.getElementById('live').textContent"), "nothing came since"
+                pick(browser, "target", "pi5")
+                pick(browser, "scheme", "fp32")
+                writing.add_batch(Batch("b2", "2025-01-16T10:00:00Z", "bench"))
+                writing.add_run(run("pi4", batch="b2"))
+                browser.wait("document.getElementById('title').textContent.endsWith('on pi4')")
+                assert browser.js("document.getElementById('count').textContent") == "2 of 4 measurements"
+                assert "last result" in browser.js("document.getElementById('live').textContent")
+            finally:
+                server.shutdown()
+                serving.join()
+        browser.said.clear()
+
+
+def test_builds_of_one_name_are_each_held_between_devices(browser: Browser, tmp_path: Path) -> None:
+    runs = []
+    for build, ms in (("first", 20.0), ("second", 40.0)):
+        one = dataclasses.replace(measurement(p50_ms=ms), artifact_sha256=sha(build))
+        runs += [run(target, batch=build, measurements=(one,)) for target in ("pi-a", "pi-b")]
+    path = tmp_path / "page.html"
+    write_page(runs, path, valid)
+    browser.show(path.as_uri())
+    options = browser.js(
+        "[...document.querySelector('select[aria-label=variant]').options].map((o) => [o.value, o.textContent])"
+    )
+    assert len({told for _, told in options}) == 2, "nobody can tell them apart"
+    axes = set()
+    for value, _ in options:
+        browser.js(
+            f"(() => {{ const s = document.querySelector('select[aria-label=variant]'); s.value = {json.dumps(value)};"
+            " s.dispatchEvent(new Event('change')); })()"
+        )  # fmt: skip
+        browser.draw_all()
+        ticks = "[data-chart=fleet] [aria-label='x-axis tick label'] text"
+        axes.add(browser.js(f'[...document.querySelectorAll("{ticks}")].map((t) => t.textContent).join()'))
+    assert len(axes) == 2, "one of the two is never drawn"
 
 
 def test_a_screenshot_is_not_blank(browser: Browser, page: str, tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ function fleet(redraw) {
   if (!here.length) {
     return [empty(data.fleet.length ? "No variant that passes the filters was measured on two devices of one kind." : "Two or more devices of one kind, measured with the same file, show how far they differ.", data.fleet.length ? null : "edgevit bench BUNDLE tag:NAME")];
   }
-  const called = (g) => `${text("label", g.rows[0])} · ${text("runtime", g.rows[0])} · ${count(number("threads", g.rows[0]), "thread")} · ${g.board}${data.answers.some((a) => a.model !== g.model) ? ` · ${g.model}` : ""}`;
-  const g = here.find((one) => called(one) === chosen.variant) ?? here[0];
+  const named = (g) => `${text("label", g.rows[0])} · ${text("runtime", g.rows[0])} · ${count(number("threads", g.rows[0]), "thread")} · ${g.board}${data.answers.some((a) => a.model !== g.model) ? ` · ${g.model}` : ""}`;
+  const twins = d3.rollup(here, (some) => some.length > 1, named);
+  const called = (g) => (twins.get(named(g)) ? `${named(g)} · ${text("provider", g.rows[0])}, file ${text("artifact", g.rows[0]).slice(0, 8)}` : named(g));
+  const identity = (g) => [g.board, g.model, ...["artifact", "runtime", "provider"].map((name) => text(name, g.rows[0])), number("threads", g.rows[0])].join("\n");
+  const g = here.find((one) => identity(one) === chosen.variant) ?? here[0];
   const holder = el("div", { class: "plot tall", "data-chart": "fleet" });
   later(holder, (width) => devices(width, g));
   const parts = g.spread.map((s) => [spreadName(s.name), s.percent === null ? s.absent : `${show(s.percent)} %${s.low === null ? "" : ` (${show(s.low)} – ${show(s.high)} %)`}`]);
   const verdict = g.differ === null ? "" : g.differ ? "Devices differ by more than the noise of measuring." : "No difference between devices can be told from the noise of measuring.";
-  return [here.length > 1 ? el("div", { class: "axes" }, select("variant", here.map((one) => [called(one), called(one)]), called(g), (v) => { chosen.variant = v; redraw(); })) : soft(called(g)),
+  return [here.length > 1 ? el("div", { class: "axes" }, select("variant", here.map((one) => [identity(one), called(one)]), identity(g), (v) => { chosen.variant = v; redraw(); })) : soft(called(g)),
     verdict ? el("p", { class: "finding" }, verdict) : null,
     el("dl", { class: "figures" }, parts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
     soft("Spread: standard deviation of the logarithm of a process's median, 95 % interval in brackets; nested model of devices, runs and processes."), holder];

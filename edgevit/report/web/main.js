@@ -43,7 +43,7 @@ function rebuild() {
 async function follow() {
   const told = document.getElementById("live");
   told.hidden = false;
-  let revision = data.revision, changed = Date.now();
+  let revision = data.revision, changed = null;
   for (;;) {
     try {
       const answer = await fetch(`data?since=${encodeURIComponent(revision)}`, { cache: "no-store" });
@@ -58,7 +58,7 @@ async function follow() {
         scrollTo({ top: at });
       } else if (answer.status !== 204) throw new Error(`${answer.status} ${await answer.text()}`);
       told.className = "live";
-      told.textContent = `live · last result ${since(Date.now() - changed)}`;
+      told.textContent = changed === null ? "live · nothing new since this page was opened" : `live · last result ${since(Date.now() - changed)}`;
     } catch (problem) {
       told.className = "live gone";
       told.textContent = `not live: ${problem.message === "Failed to fetch" ? "edgevit report --serve is not answering" : problem.message}; this is what was known last`;

@@ -37,6 +37,8 @@ function refilter() {
 function filters(act) {
   const bar = el("form", { class: "filters", on: { submit: (e) => e.preventDefault() } });
   const pick = (name, told, options) => {
+    // What is served may not have any more what was chosen.
+    if (!options.some(([v]) => v === chosen.filters[name])) chosen.filters[name] = "";
     if (options.length < 2) return null;
     return select(told, [["", "all"], ...options], chosen.filters[name], (v) => { chosen.filters[name] = v; act(); });
   };
