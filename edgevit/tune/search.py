@@ -18,13 +18,14 @@ from edgevit.plans import PLANS
 from edgevit.progress import Progress
 from edgevit.results.stats import summarize
 from edgevit.results.summary import Summary
+from edgevit.tune.boundary import Outcome, draw_at_boundary
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.figures import Figures, read_figures
 from edgevit.tune.host import Host
 from edgevit.tune.latency import LatencyTable, Timed, learn
 from edgevit.tune.limits import Limits, Reached, misses, not_known, shares
 from edgevit.tune.size import sift
-from edgevit.tune.space import Drawn, Space, Trial, Value, draw, recipe_of, seeds
+from edgevit.tune.space import Draw, Drawn, Space, Trial, Value, draw, recipe_of, seeds
 from edgevit.tune.trials import Trials
 
 SEARCH_PLAN = dataclasses.replace(PLANS["quick"], name="tune", processes=2, min_seconds=0.7, max_seconds=4.0, accuracy=False)
@@ -166,7 +167,7 @@ class Search:
         """Take up what earlier runs left: the baseline and every candidate. Draws that a kill left without an evaluation, or
         whose training was too long for a smaller budget, and the numbers of those evaluated of which the sampler does not know
         yet."""
-        kept = self.trials.kept() or [self.trials.ask(self._by_space, seeds(self.space))]
+        kept = self.trials.kept() or [self.trials.ask(self._by_space, seeds(self.space), self._at_boundary)]
         base = self.host.baseline(kept[0].number, recipe_of(kept[0].drawn, self.space))
         before = kept[0].candidate
         if before is not None and before.bundle != base.bundle:
@@ -174,7 +175,7 @@ class Search:
             self.progress.start("begin anew", text)
             self.progress.finish("begin anew", text)
             self.trials.begin_anew()
-            kept = [self.trials.ask(self._by_space, seeds(self.space))]
+            kept = [self.trials.ask(self._by_space, seeds(self.space), self._at_boundary)]
         grown = self.effort.seconds > float(self.trials.get("budget_s") or 0.0)
         self._keep(base)
         open_trials, untold = [], [] if kept[0].told else [base.number]
@@ -199,7 +200,7 @@ class Search:
         same = 0
         shipped = seeds(self.space)
         while len(batch) < room and same < SAME_IN_A_ROW:
-            kept = self.trials.ask(self._by_space, shipped)
+            kept = self.trials.ask(self._by_space, shipped, self._at_boundary)
             drawn = recipe_of(kept.drawn, self.space)
             before = known.get(drawn.key)
             if before is None and drawn.key not in {d.key for _, d in batch}:
@@ -221,6 +222,14 @@ class Search:
 
     def _by_space(self, trial: Trial) -> dict[str, Value]:
         return draw(trial, self.space)
+
+    def _at_boundary(self) -> Draw | None:
+        return draw_at_boundary((drawn, self._outcome(number)) for number, drawn in self.trials.drawn().items())
+
+    def _outcome(self, number: int) -> Outcome | None:
+        c = self.candidates.get(number)
+        value, beyond = (None, {}) if c is None else (self._value(c), self._shares(c))
+        return Outcome(value, max(beyond.values())) if value is not None and beyond else None
 
     def _keep(self, candidate: Candidate) -> None:
         self.candidates[candidate.number] = candidate

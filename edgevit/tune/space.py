@@ -19,7 +19,20 @@ Draw = Mapping[str, Value]
 STEPS = ("prune", "low_rank", "merge_tokens", "distil")
 RECOVERIES = (100, 300, 600, 900)
 GROUPS = (16, 32, 64, 128)
-MOST_PRUNED, MOST_FACTORED = 0.40, 0.35
+STRENGTHS = {
+    "prune_ratio": (0.03, 0.40),
+    "low_rank_ratio": (0.03, 0.35),
+    "merge_ratio": (0.05, 0.60),
+    "merge_first_share": (0.05, 0.50),
+    "merge_second_share": (0.0, 0.50),
+    "int8_share": (0.0, 0.60),
+    "bits": (3.5, 8.0),
+}
+"""The least and the most of each, in hundredths."""
+
+SWITCHES = {"prune_ratio": "prune", "low_rank_ratio": "low_rank", "merge_ratio": "merge"}
+"""What takes the step of a strength, which can also be left out."""
+
 DEFAULT_ROWS = "default"
 
 
@@ -72,8 +85,8 @@ def draw(trial: Trial, space: Space) -> dict[str, Value]:
         out[name] = trial.suggest_categorical(name, choices)
         return out[name]
 
-    def strength(name: str, low: float, high: float) -> None:
-        out[name] = round(trial.suggest_float(name, low, high, step=0.01), 2)
+    def strength(name: str) -> None:
+        out[name] = round(trial.suggest_float(name, *STRENGTHS[name], step=0.01), 2)
 
     precision = str(choose("precision", space.precisions))
     if len(space.threads) > 1:
@@ -81,20 +94,20 @@ def draw(trial: Trial, space: Space) -> dict[str, Value]:
     structural = False
     if "prune" in space.steps and choose("prune", (False, True)):
         structural = True
-        strength("prune_ratio", 0.03, MOST_PRUNED)
+        strength("prune_ratio")
     if "low_rank" in space.steps and choose("low_rank", (False, True)):
         structural = True
-        strength("low_rank_ratio", 0.03, MOST_FACTORED)
+        strength("low_rank_ratio")
     if "merge_tokens" in space.steps:
         how = choose("merge", ("none", "share", "places"))
         structural = structural or how != "none"
         if how == "share":
-            strength("merge_ratio", 0.05, 0.60)
+            strength("merge_ratio")
         elif how == "places":
             out["merge_first"] = trial.suggest_int("merge_first", 0, max(0, space.depth - 2))
             out["merge_gap"] = trial.suggest_int("merge_gap", 1, max(1, space.depth // 2))
-            strength("merge_first_share", 0.05, 0.50)
-            strength("merge_second_share", 0.0, 0.50)
+            strength("merge_first_share")
+            strength("merge_second_share")
     if "distil" in space.steps and structural:
         choose("recovery", (0, *RECOVERIES))
     _draw_precision(precision, choose, strength)
@@ -107,9 +120,9 @@ def _draw_precision(precision: str, choose: Any, strength: Any) -> None:
         choose("first", ("float", "int8"))
         choose("rows", (DEFAULT_ROWS, 0.0, 0.1, 0.25))
     if scheme == "int4-weights":
-        strength("int8_share", 0.0, 0.60)
+        strength("int8_share")
     if scheme == "mixed":
-        strength("bits", 3.5, 8.0)
+        strength("bits")
     if scheme in ("int4-weights", "mixed") and format_ == "onnx":
         choose("group", GROUPS)
 
@@ -117,12 +130,12 @@ def _draw_precision(precision: str, choose: Any, strength: Any) -> None:
 def smallest(space: Space) -> list[dict[str, Value]]:
     """Of each precision the draw that cuts away most."""
     cuts: dict[str, Value] = {}
-    for step, most in (("prune", MOST_PRUNED), ("low_rank", MOST_FACTORED)):
+    for step in ("prune", "low_rank"):
         if step in space.steps:
-            cuts |= {step: True, f"{step}_ratio": most}
+            cuts |= {step: True, f"{step}_ratio": STRENGTHS[f"{step}_ratio"][1]}
     if "merge_tokens" in space.steps:
         cuts["merge"] = "none"
-    fill = {"int8_share": 0.0, "bits": 3.5, "group": GROUPS[-1]}
+    fill = {"int8_share": STRENGTHS["int8_share"][0], "bits": STRENGTHS["bits"][0], "group": GROUPS[-1]}
     return [{"precision": precision, **cuts, **fill} for precision in space.precisions]
 
 

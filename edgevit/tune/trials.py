@@ -18,10 +18,10 @@ from typing import Any
 
 from edgevit.errors import MissingExtra, StoreError, UsageError
 from edgevit.tune.candidate import Candidate, from_json, to_json
-from edgevit.tune.space import Trial, Value
+from edgevit.tune.space import Draw, Trial, Value
 
 SEEDS_AT_ONCE = 8
-"""So many shipped recipes are tried first; from then on every other draw is Optuna's."""
+"""So many shipped recipes are tried first; from then on they, draws at the boundary of the limits, and Optuna's take turns."""
 
 STARTUP = 10
 """Trials before Optuna's model of the space says anything (Optuna's own default of TPE)."""
@@ -40,7 +40,7 @@ class Kept:
     it ended."""
 
     number: int
-    drawn: Mapping[str, Value]
+    drawn: Draw
     candidate: Candidate | None
     told: bool
 
@@ -96,17 +96,25 @@ class Trials:
             for number, drawn, candidate, ended in rows
         ]
 
-    def ask(self, draws: Draws, seeds: Sequence[Mapping[str, Value]]) -> Kept:
-        """The next draw: a shipped recipe's, or the sampler's own."""
+    def ask(self, draws: Draws, seeds: Sequence[Draw], at_boundary: Callable[[], Draw | None]) -> Kept:
+        """The next draw: a shipped recipe's, what ``at_boundary`` has, or the sampler's own."""
         study = self._recalled(draws)
         ((number, seeded),) = self._file.execute("SELECT count(*), count(seed) FROM trials").fetchall()
-        seed = seeded if seeded < len(seeds) and (number < SEEDS_AT_ONCE or number % 2 == 0) else None
-        if seed is not None:
-            study.enqueue_trial(dict(seeds[seed]))
+        turn = number % 3 if number >= SEEDS_AT_ONCE else 0
+        seed = seeded if turn == 0 and seeded < len(seeds) else None
+        given = seeds[seed] if seed is not None else at_boundary() if turn < 2 else None
+        if given is not None:
+            study.enqueue_trial(dict(given))
         study.sampler = self._optuna.samplers.TPESampler(seed=(self._seed * 100_003 + number) % 2**32, n_startup_trials=STARTUP)
         drawn = self._draw(study, number, draws)
         self._file.execute("INSERT INTO trials (number, seed, drawn) VALUES (?, ?, ?)", (number, seed, json.dumps(drawn)))
         return Kept(number, drawn, None, False)
+
+    def drawn(self) -> dict[int, Draw]:
+        """Every draw, by the number of its trial."""
+        return {
+            number: json.loads(drawn) for number, drawn in self._file.execute("SELECT number, drawn FROM trials").fetchall()
+        }
 
     def note(self, candidate: Candidate) -> None:
         """Keep what became of a trial so far."""

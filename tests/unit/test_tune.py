@@ -23,12 +23,13 @@ from edgevit.progress import Quiet
 from edgevit.recipe import list_recipes, load_recipe
 from edgevit.report.tune_view import render_answers
 from edgevit.tune.answer import answer, to_json
+from edgevit.tune.boundary import Outcome, draw_at_boundary
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.latency import FEWEST_HELD_OUT, Timed, learn
 from edgevit.tune.limits import Limits, Reached, misses, not_known, shares, verify_limits, verify_measurable
 from edgevit.tune.search import Effort, Measured, Search
 from edgevit.tune.size import LEAST_BITS, Bulk, least_mb
-from edgevit.tune.space import STEPS, Drawn, Space, draw, recipe_of, recipe_yaml, seeds, smallest
+from edgevit.tune.space import STEPS, STRENGTHS, Draw, Drawn, Space, draw, recipe_of, recipe_yaml, seeds, smallest
 from edgevit.tune.trials import Trials
 from tests.support import runs
 
@@ -132,6 +133,73 @@ def test_every_draw_is_a_recipe_that_its_file_says_all_of(seed: int, depth: int,
         for block, merged in sorted((config.merge or {}).items()):
             assert 0 <= block < depth and merged <= left // 2
             left -= merged
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Where a limit is just held
+# --------------------------------------------------------------------------------------------------------------------
+
+PLAIN: Draw = {"precision": "onnx int8-dynamic", "prune": False, "merge": "none", "first": "float", "rows": "default"}
+
+
+def merged(ratio: float, **more: Any) -> Draw:
+    return {**PLAIN, "merge": "share", "merge_ratio": ratio, "recovery": 0, **more}
+
+
+HOLDS, FASTER = Outcome(-0.8, -1.0), Outcome(-1.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("known", "ratio", "why"),
+    [
+        ([(PLAIN, HOLDS), (merged(0.33), FASTER)], 0.17, "a step that is left out is one of strength 0"),
+        ([(PLAIN, HOLDS), (merged(0.17), Outcome(-0.9, -1.0)), (merged(0.33), FASTER)], 0.25, "neighbours count, not the ends"),
+        (
+            [(PLAIN, Outcome(-0.8, -0.1)), (merged(0.33), Outcome(-1.1, 9.0))],
+            0.08,
+            "what steps by images is no smooth function",
+        ),
+        ([(PLAIN, HOLDS), (merged(0.2), Outcome(-1.0, -0.5))], 0.4, "beyond the last, by the secant"),
+        ([(merged(0.2), Outcome(-0.9, -0.6)), (merged(0.4), Outcome(-1.2, -0.4))], 0.6, "no farther than the space goes"),
+        ([(merged(0.1), HOLDS), (merged(0.2), Outcome(-1.0, -1.5))], 0.3, "nor than twice the way, where nothing is lost"),
+    ],
+)
+def test_the_next_draw_lies_where_a_limit_is_just_held(known: list[Any], ratio: float, why: str) -> None:
+    assert draw_at_boundary(known) == merged(ratio), why
+
+
+def test_no_draw_is_made_that_is_not_worth_a_build() -> None:
+    assert draw_at_boundary([]) is None and draw_at_boundary([(merged(0.33), FASTER)]) is None, "nothing holds the limits"
+    known: list[Any] = [(PLAIN, HOLDS), (merged(0.16), None), (merged(0.33), FASTER)]
+    assert draw_at_boundary(known) is None, "what is drawn already is drawn again"
+    assert draw_at_boundary([(PLAIN, HOLDS), (merged(0.33), Outcome(-0.8, 1.0))]) is None, "it would not be faster"
+    other = {**PLAIN, "precision": "tflite int8-dynamic"}
+    known = [(PLAIN, HOLDS), (merged(0.33), FASTER), (other, Outcome(-1.2, -1.0))]
+    assert draw_at_boundary(known) is None, "the best is faster already"
+    assert draw_at_boundary([(PLAIN, HOLDS), (merged(0.33, recovery=100), FASTER)]) is None, "training is no part of the line"
+    assert draw_at_boundary([(other, HOLDS), (merged(0.33), FASTER)]) is None, "they differ in more than one strength"
+    assert draw_at_boundary([(merged(0.32), HOLDS), (merged(0.33), FASTER)]) is None, "no hundredth is left"
+    assert draw_at_boundary([(merged(0.5), HOLDS), (merged(0.6), Outcome(-0.9, -0.9))]) is None, "the space ends there"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32), st.floats(-2, 1), st.floats(-2, 2) | st.none()), max_size=40), st.integers(1, 8)
+)
+def test_a_draw_at_the_boundary_is_a_new_one_of_the_space(found: list[tuple[int, float, float | None]], few: int) -> None:
+    """Of a small space, so that draws share lines."""
+    known: list[Any] = []
+    for seed, value, beyond in found:
+        drawn = draw(Dice(seed), SMALL)
+        for name in STRENGTHS.keys() & drawn.keys():
+            low, high = STRENGTHS[name]
+            drawn[name] = round(low + (high - low) * (seed % few) / few, 2)
+        known.append((drawn, None if beyond is None else Outcome(value, beyond)))
+    one = draw_at_boundary(known)
+    if one is not None:
+        assert recipe_of(one, SMALL).recipe.steps
+        changed = [(d, k) for d, _ in known if d.keys() == one.keys() for k in one if d[k] != one[k]]
+        assert all(d != one for d, _ in known) and any(k in STRENGTHS for _, k in changed)
+        assert all(STRENGTHS[k][0] <= float(one[k]) <= STRENGTHS[k][1] for k in STRENGTHS.keys() & one.keys())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -260,6 +328,17 @@ def test_a_search_finds_what_is_fastest_within_the_limits_and_confirms_it(tmp_pa
     assert not {c.key for c in one.candidates.values() if c.state == "misses"} & {key for _, _, key in bench.measured}
     front = one.front("strong")
     assert all(a.loss > b.loss or a.size_mb > b.size_mb for a, b in pairwise(front)), "one beats another"
+    one.trials.close()
+
+
+def test_a_search_closes_in_on_where_a_limit_is_just_held(tmp_path: Path) -> None:
+    one = search(tmp_path, Bench(LIMITS), trials=20)
+    one.go()
+    won = one.winner("strong")
+    assert won is not None
+    least = min(c.macs for c in one.candidates.values() if c.state == "passed" and c.scheme == "int8-dynamic")
+    # Here 0.4 points may go: merged alone 36 hundredths, pruned alone 18.
+    assert won[0].macs == least <= 0.66e9, [(c.label, c.loss) for c in one.candidates.values()]
     one.trials.close()
 
 
