@@ -151,7 +151,7 @@ def bring_home(
     agent: Agent, store: RunStore, progress: Progress, *, wait: bool, wait_for: Collection[str] = ()
 ) -> list[Measured]:
     """Every result that waits on the device, oldest first; with ``wait`` those still being measured as well, or those runs of
-    them that ``wait_for`` names. A result that the device's disk damaged is raised once the others are home."""
+    them that ``wait_for`` names. A result that is damaged, or cannot be read here, is raised once the others are home."""
     home: list[Measured] = []
     damaged: list[DeviceRefused] = []
     for entry in agent.waiting():

@@ -25,7 +25,7 @@ from edgevit.cli.plan_options import plan_options
 from edgevit.cli.progress_context import showing_progress
 from edgevit.cli.results import show_batch
 from edgevit.cli.selection import gate_options, show_variants
-from edgevit.errors import EdgevitError, LostLink, Unreachable, UsageError
+from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable, UsageError
 from edgevit.schedule import AT_ONCE, Piece, Rest, Turn, device_of, over_targets, run_schedule, sort_outcomes
 from edgevit.select import Gates
 from edgevit.variants import name_variant
@@ -257,8 +257,13 @@ def bench_session(
 def _bring_home(session: Session, store: Store, progress: Progress) -> None:
     from edgevit.bench import bring_home
 
-    for old in bring_home(session.agent, store, progress, wait=False):
-        say(f"{session.target.name}: brought home {old.run.job.run_id}, measured {old.run.ended_at}")
+    try:
+        for old in bring_home(session.agent, store, progress, wait=False):
+            say(f"{session.target.name}: brought home {old.run.job.run_id}, measured {old.run.ended_at}")
+    except DeviceRefused as error:
+        if error.code != "run-damaged":
+            raise
+        say(f"{error}; next: {error.hint}")  # no reason to measure nothing more there
 
 
 def prepare_job(session: Session, wanted: Wanted, batch: str, progress: Progress, run_id: str = "") -> Job:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from device_agents import wire
 from edgevit.agentpack import BOOTSTRAP, LAUNCHER, agent_pyz
-from edgevit.errors import DeviceError, LostLink
+from edgevit.errors import DeviceError, DeviceRefused, LostLink
 from edgevit.fleet.conversation import END_S, SILENCE_S, Conversation, Message, OnMessage, check_start
 from edgevit.fleet.upload import UPLOAD_CHUNK, Stages, Upload
 from edgevit.progress import Progress, Quiet
@@ -205,10 +205,19 @@ class Agent:
         return self.field(value, "queued", bool)
 
     def follow(self, run_id: str, progress: Progress | None = None) -> wire.Run:
-        """Wait for a run and bring it home. It stays on the device until :meth:`ack`."""
+        """Wait for a run and bring it home. It stays on the device until :meth:`ack`. DeviceRefused ``run-damaged`` where it is
+        no run that can be read here."""
         with Stages(progress or Quiet(), f"{self.name}: ") as stages:
             value = self._call("follow", [run_id], on_message=stages, limit=wire.MAX_RUN_BYTES)
-        run = self._decode(wire.Run, value, "run")
+        try:
+            run = wire.decode(wire.Run, value, "run")
+        except wire.WireError as e:
+            # The agent passes a result on as it lies there: no fault of its own, and none of the other results.
+            message = (
+                f"{self.name}: run {run_id} cannot be read: a newer edgevit wrote it, or the device's disk damaged it ({e})"
+            )
+            hint = f"pip install --upgrade edgevit; if it is damaged, on {self.name}: rm {self.root}/spool/{run_id}.run"
+            raise DeviceRefused("run-damaged", message, hint=hint) from e
         if run.job.run_id != run_id:
             raise self.defect(f"follow answered with the run {run.job.run_id!r}, not {run_id!r}")
         return run

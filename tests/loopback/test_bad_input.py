@@ -228,6 +228,24 @@ def test_a_damaged_or_newer_store_is_refused_and_nothing_that_waits_is_lost(
     assert "nothing waits" in cli("collect", "local").out
 
 
+def test_a_result_that_cannot_be_read_holds_up_neither_the_others_nor_what_is_measured_next(
+    cli: Cli, good: Path, operator: Signer
+) -> None:
+    """Whole JSON, and no run as this edgevit knows them: of a newer one, or a damaged byte in a name."""
+    assert cli("bench", good, "local", "--plan", "quick").code == 0
+    agent = AgentProcess(places.local_root())
+    for name in ("a-newer", "whole"):
+        agent.call("submit", stdin=wire.encode(make_job(make_bundle(operator, version=2), name)))
+        agent.follow(name)
+    spooled = agent.root / "spool" / "a-newer.run"
+    spooled.write_bytes(spooled.read_bytes().replace(b'"attempt"', b'"attempu"', 1))
+    said = cli("bench", good, "local", "--plan", "quick")
+    assert said.code == 0 and "run a-newer cannot be read" in said.err and f"rm {agent.root}/spool/a-newer.run" in said.err
+    assert "tiny-onnx-fp32" in said.out and not (agent.root / "spool" / "whole.run").exists(), "the other one is home"
+    cli("collect", "local").refused(3, "run a-newer cannot be read", "pip install --upgrade edgevit")
+    assert spooled.exists(), "a newer edgevit could still bring it home"
+
+
 # ---- golden faults --------------------------------------------------------------------------------------------------
 
 
