@@ -6,11 +6,12 @@ them; what a person sets by hand wins and is recorded in :attr:`ModelInfo.overri
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
-import inspect
 import sys
-from collections.abc import Mapping
+import sysconfig
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from edgevit.weights import load_strictly, read_weights
 if TYPE_CHECKING:
     import torch
 
-_RESERVED_ARGS = ("pretrained", "num_classes", "img_size", "checkpoint_path")
+_EDGEVIT = ("edgevit", "device_agents")
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _described(output: Any) -> str:
 
 def module_digest(module: Any) -> str:
     """SHA-256 over structure, every weight and buffer, the plain settings of every part (heads, scales, which tokens merge),
-    and the source files of the person's own classes."""
+    and the source files of the person's own classes, with what those import."""
     digest = hashlib.sha256(str(module).encode())
     for name, tensor in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -266,10 +267,9 @@ def module_digest(module: Any) -> str:
         if key not in torchs_own
     ]
     digest.update(digest_of(settings).encode())
-    own = {type(m) for m in module.modules() if type(m).__module__.split(".")[0] not in ("torch", "timm")}
-    files = {inspect.getsourcefile(c) for c in own if c.__module__ != "__main__"}
-    for file in sorted(f for f in files if f):
-        digest.update(Path(file).read_bytes())
+    own = {type(m).__module__ for m in module.modules()} - {"__main__"}
+    sources = _sources(name for name in own if name.split(".")[0] not in ("torch", "timm"))
+    digest.update(digest_of(sources).encode())
     return digest.hexdigest()
 
 
@@ -284,14 +284,50 @@ def _plain(value: Any) -> Any:
     return type(value).__qualname__
 
 
-def _factory_source(source: ModelSource) -> list[str]:
-    """SHA-256 of the files that a person's factory stands in: it may change a module in ways that no part of it shows."""
+def _factory_source(source: ModelSource) -> list[list[str]]:
+    """:func:`_sources` of a person's factory: it may change a module in ways that no part of it shows."""
     if not source.is_factory:
         return []
     module_name, _, attribute = source.name.partition(":")
     defined_in = getattr(getattr(sys.modules[module_name], attribute), "__module__", module_name)
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in dict.fromkeys((module_name, defined_in))]
-    return [hash_file(Path(file)) for file in files if file]
+    return _sources((module_name, defined_in))
+
+
+def _sources(modules: Iterable[str]) -> list[list[str]]:
+    """Name and SHA-256 of the files of the Python modules ``modules``, and of those of a person's own that they import, and so
+    on: an activation that stands in a file beside them is part of the model too. What is installed is not looked into."""
+    asked = set(modules)
+    waiting, found = list(asked), dict[str, str]()
+    while waiting:
+        name = waiting.pop()
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        if name in found or file.suffix != ".py" or not file.is_file():
+            continue
+        own = not _is_installed(name, file)
+        if own or name in asked:
+            found[name] = hash_file(file)
+        if own:
+            waiting += _imports(file, name if file.stem == "__init__" else name.rpartition(".")[0])
+    return [[name, found[name]] for name in sorted(found)]
+
+
+def _is_installed(name: str, file: Path) -> bool:
+    """Whether a version tells of ``file``; edgevit's own code has a digest of its own."""
+    packages = {"site-packages", "dist-packages"} & set(file.parts)
+    return bool(packages) or file.is_relative_to(sysconfig.get_path("stdlib")) or name.split(".")[0] in _EDGEVIT
+
+
+def _imports(file: Path, package: str) -> list[str]:
+    """Names of the modules that the source ``file`` of ``package`` imports, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def _weights_text(source: ModelSource) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,43 @@ def test_a_model_whose_images_are_prepared_otherwise_is_another(monkeypatch: pyt
     assert load_model(asked).info.digest == first
     monkeypatch.setattr(models, "tiny_vit", brighter)
     assert load_model(asked).info.digest != first, "a build of it would be taken from the cache, with the old mean"
+
+
+@pytest.mark.parametrize("changed", ["activations.py", "parts/scales.py", "net.py"])
+def test_a_model_is_another_once_code_that_it_is_made_of_is(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what stands in a file beside the model's: a build would be taken from the cache, with the old activation."""
+    from edgevit.model import module_digest
+
+    place = tmp_path / "ownnet"
+    (place / "parts").mkdir(parents=True)
+    (place / "__init__.py").write_text("")
+    (place / "parts" / "__init__.py").write_text("from .scales import SCALE\n")
+    (place / "parts" / "scales.py").write_text("SCALE = 2.0\n")
+    (place / "activations.py").write_text("import torch\nfrom .parts import SCALE\ndef act(x): return torch.relu(x) * SCALE\n")
+    (place / "net.py").write_text(
+        "import torch, ownnet.activations\n"
+        "class Net(torch.nn.Sequential):\n"
+        "    def forward(self, x): return ownnet.activations.act(super().forward(x)).mean((2, 3))\n"
+        "def net():\n"
+        "    torch.manual_seed(0)\n"
+        "    made = Net(torch.nn.Conv2d(3, 5, 4, stride=4))\n"
+        "    made.pretrained_cfg = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}\n"
+        "    return made\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for _ in range(3):
+        for name in [n for n in sys.modules if n.split(".")[0] == "ownnet"]:
+            monkeypatch.delitem(sys.modules, name)
+        model = load_model(ModelSource("ownnet.net:net", random_weights=True))
+        found.append((model.info.digest, module_digest(model.module)))
+        if len(found) == 2:
+            (place / changed).write_text((place / changed).read_text() + "# another\n")
+    assert found[0] == found[1], "a build of the same code would be done again"
+    assert found[2][0] != found[0][0], "the bundle of the code before would be taken for this one's"
+    assert found[2][1] != found[0][1], "the float file of the code before would be taken for this one's"
 
 
 @pytest.mark.parametrize("change", ["merges", "heads", "buffer"])
