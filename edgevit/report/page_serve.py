@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from edgevit.errors import StoreError, UsageError
@@ -56,6 +58,11 @@ class PageServer(ThreadingHTTPServer):
                 data = {**page_data(self.source.load(live=True)), "revision": revision}
                 self._known = revision, render_data(data), script_json(data)
             return self._known
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader that went away in mid-answer, as a phone does, is no error; anything else is shown."""
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
 
     def accepts(self, host: str) -> bool:
         """Whether a request with this Host header may be answered."""

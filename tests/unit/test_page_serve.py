@@ -7,11 +7,14 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +102,23 @@ def test_there_is_nothing_else(server: PageServer) -> None:
     assert ask(server, "/", method="POST")[0] == 501
     status, headers, text = ask(server, "/", method="HEAD")
     assert (status, text) == (200, "") and int(headers["Content-Length"]) > 500_000
+
+
+def test_a_reader_that_goes_away_is_no_error(
+    server: PageServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    over = threading.Event()
+
+    def end(request: Any) -> None:
+        request.close()
+        over.set()
+
+    monkeypatch.setattr(server, "shutdown_request", end)
+    with socket.create_connection(server.server_address[:2]) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset instead of a farewell
+        reader.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert over.wait(120)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_store_that_goes_away_is_said_and_ends_nothing(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
