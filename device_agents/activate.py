@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional, Set
 
 from device_agents import wire
@@ -116,8 +116,9 @@ def rollback(store: Store, console: Console, agent_sha256: str, undo: str = "") 
         for blob in verified.manifest.blobs():
             store.check_blob(blob)
         write_entry(store, agent_sha256)
-        store.write(store.active_path, wire.dumps(ActiveState(state.previous, state.active)))
-    return {"active": wire.encode(state.previous)}
+        back = replace(state.previous, activated_at=utc_now())
+        store.write(store.active_path, wire.dumps(ActiveState(back, state.active)))
+    return {"active": wire.encode(back)}
 
 
 def allow(store: Store, console: Console) -> Dict[str, Any]:

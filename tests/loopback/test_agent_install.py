@@ -78,8 +78,12 @@ def test_activate_rollback(agent: AgentProcess, signer: Signer, bundle: TinyBund
     assert refused(lambda: agent.call("rollback")).code == "no-previous"
     newer = make_bundle(signer, version=2)
     agent.install(newer)
-    assert activate(agent, newer)["changed"]
-    assert agent.call("rollback")["active"]["bundle_version"] == 1
+    second = activate(agent, newer)
+    assert second["changed"]
+    back = agent.call("rollback")["active"]
+    assert back["bundle_version"] == 1
+    assert back["activated_at"] > second["active"]["activated_at"], "it is active since it was gone back to, not since before"
+    assert agent.call("probe", "--quick")["active"] == back
     assert agent.call("rollback")["active"]["bundle_version"] == 2
     assert refused(lambda: activate(agent, bundle)).code == "older-version"
     assert activate(agent, bundle, allow_older=True)["changed"]
