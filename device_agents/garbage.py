@@ -8,14 +8,14 @@ import hashlib
 import os
 import stat
 import time
-from typing import Any, Dict, Iterable, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Optional, Set, Tuple
 
 from device_agents import wire
 from device_agents.activate import read_active
 from device_agents.console import Console
 from device_agents.errors import Refused
 from device_agents.intake import locked_blobs
-from device_agents.root import SHA256
+from device_agents.root import SHA256, TEMP_PREFIX
 from device_agents.store import Store
 from device_agents.verify import parse_manifest
 
@@ -49,9 +49,7 @@ def collect_garbage(store: Store, console: Console) -> Dict[str, Any]:
             store.remove_bundle(digest)
         needed = _blobs_of(store, kept)
         removed, freed = _remove_blobs(store, [sha256 for sha256 in store.inventory() if sha256 not in needed])
-        for name in store.names_in("engines"):
-            if name not in needed:
-                store.discard(store.root / "engines" / name)
+        _remove_made(store, lambda sha256: sha256 not in needed)
         freed += _remove_old(store)
     return {"removed_bundles": len(doomed), "removed_blobs": removed, "freed_bytes": freed}
 
@@ -73,8 +71,7 @@ def uninstall(store: Store, console: Console) -> Dict[str, Any]:
         for digest in doomed:
             store.remove_bundle(digest)
         removed, freed = _remove_blobs(store, alone)
-        for sha256 in alone:
-            store.discard(store.root / "engines" / sha256)
+        _remove_made(store, lambda sha256: sha256 in alone)
     return {"removed_bundles": len(doomed), "removed_blobs": removed, "freed_bytes": freed}
 
 
@@ -83,6 +80,14 @@ def _remove_blobs(store: Store, doomed: Iterable[str]) -> Tuple[int, int]:
     sizes = store.inventory()
     gone = [sizes[sha256] for sha256 in doomed if sha256 in sizes and store.remove(store.blob_path(sha256))]
     return len(gone), sum(gone)
+
+
+def _remove_made(store: Store, doomed: Callable[[str], bool]) -> None:
+    """What was made here of artifacts that go: compiled engines, and what was counted of their answers."""
+    for folder in ("engines", "accuracy"):
+        for name in store.names_in(folder):
+            if not name.startswith(TEMP_PREFIX) and doomed(name.partition("-")[0]):
+                store.discard(store.root / folder / name)
 
 
 def _blobs_of(store: Store, bundles: Iterable[str]) -> Set[str]:

@@ -236,7 +236,7 @@ class JobWorker:
 
     def _score(self, state: _Progress, evaluation: wire.EvaluationSet) -> wire.Accuracy:
         """Once for each artifact, images and what is made of them, runtime build and provider on this device."""
-        path = self._store.accuracy_path(_accuracy_key(state, evaluation))
+        path = self._store.accuracy_path(state.artifact.blob.sha256, _accuracy_key(state, evaluation))
         known = self._store.read(path, wire.MAX_RUN_BYTES)
         if known is not None:
             try:

@@ -46,8 +46,9 @@ class Store(Root):
         """What providers compiled of one artifact."""
         return self.root / "engines" / checked_sha256(sha256)
 
-    def accuracy_path(self, key: str) -> Path:
-        return self.root / "accuracy" / (checked_sha256(key) + ".json")
+    def accuracy_path(self, sha256: str, key: str) -> Path:
+        """What was counted of one artifact; ``key`` covers all that it depends on."""
+        return self.root / "accuracy" / "{}-{}.json".format(checked_sha256(sha256), checked_sha256(key))
 
     def open_blob(self, blob: wire.Blob) -> int:
         """A descriptor of a blob whose size is right. Raises ``blob-missing`` or ``blob-damaged``."""

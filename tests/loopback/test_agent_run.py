@@ -27,6 +27,7 @@ from tests.support.agent_bundle import (
     AgentRefused,
     Signer,
     TinyBundle,
+    blob_of,
     make_bundle,
     make_job,
     make_signer,
@@ -126,6 +127,28 @@ def test_accuracy_is_counted_once(agent: AgentProcess, bundle: TinyBundle) -> No
         agent.call("ack", job.run_id)
     assert found[0] and found[1] and found[1].reused
     assert dataclasses.replace(found[0], reused=True) == found[1]
+
+
+def test_what_was_counted_of_an_artifact_goes_with_it(tmp_path: Path, signer: Signer) -> None:
+    """A search leaves a file of every candidate else, and no quota could be kept."""
+    agent = AgentProcess(tmp_path / "root").upload()
+    agent.allow(signer)
+    stays = make_bundle(signer)
+    goes = make_bundle(signer, name="goes", more={"second": ("fp32", tiny_onnx(5))})
+    for made in (stays, goes):
+        agent.install(made)
+    run(agent, make_job(stays, "both", stays.variant(), goes.variant("second")))
+
+    def counted_of() -> set[str]:
+        return {path.name.partition("-")[0] for path in (agent.root / "accuracy").iterdir()}
+
+    first, second = (blob_of(tiny_onnx(seed)).sha256 for seed in (0, 5))
+    assert counted_of() == {first, second}
+    agent.call("uninstall", stdin={"bundles": [goes.digest]})
+    assert counted_of() == {first}
+    (agent.root / "accuracy" / f"{second}-{'0' * 64}.json").write_text("{}")
+    agent.call("gc")
+    assert counted_of() == {first}
 
 
 def test_accuracy_is_counted_anew_where_the_same_file_gets_other_inputs(
