@@ -101,7 +101,7 @@ def plan_one(order: Order, target: Target, entries: Sequence[Entry], progress: P
             check_pin(target, order.bundle.manifest)
         with open_session(target) as session:
             plan, choice, _ = _plan(order, session)
-        expected = estimate(entries, target.name, plan.send_bytes, plan.activate is not None)
+        expected = estimate(entries, target.name, plan.send_bytes, plan.activate is not None, order.max_rate_mbit)
         ended = "planned"
         return Planned(plan, expected, choice)
     except EdgevitError as error:

@@ -23,8 +23,11 @@ class Estimate:
     basis: str = ""
 
 
-def estimate(entries: Sequence[Entry], target: str, send_bytes: int, activates: bool) -> Estimate:
-    """The bytes at the rate of the last uploads, and the rest (connecting, verifying, activating) as it took the last times.
+def estimate(
+    entries: Sequence[Entry], target: str, send_bytes: int, activates: bool, max_rate_mbit: float | None = None
+) -> Estimate:
+    """The bytes at the rate of the last uploads, or at ``max_rate_mbit`` where that is lower, and the rest (connecting,
+    verifying, activating) as it took the last times.
 
     Medians of the last five each; deployments that lost their link do not count, uploads under 1 MB say nothing of a rate.
     """
@@ -43,4 +46,7 @@ def estimate(entries: Sequence[Entry], target: str, send_bytes: int, activates: 
     if not sent:
         return Estimate(None, f"nothing of {LEAST_BYTES // 10**6} MB or more was sent there from here yet")
     rate = statistics.median(int(e.details["sent_bytes"]) / int(e.details["send_ms"]) * 1e3 for e in sent)
+    if max_rate_mbit is not None and max_rate_mbit * 1e6 / 8 < rate:
+        rate = max_rate_mbit * 1e6 / 8
+        return Estimate(rest + send_bytes / rate, basis=f"at most {max_rate_mbit:g} Mbit/s are to be sent")
     return Estimate(rest + send_bytes / rate, basis=f"{rate / 1e6:.1f} MB/s, the median of the last {len(sent)} uploads there")

@@ -221,6 +221,8 @@ def test_seconds_come_from_what_was_measured_there_or_are_absent() -> None:
     assert estimate(sent, "other", 1, True).seconds is None
     made = estimate(sent, "pi", 30_000_000, True)
     assert made.seconds == pytest.approx(2.0 + 30 / 3.0) and "median of the last 2 uploads" in made.basis
+    assert estimate(sent, "pi", 30_000_000, True, 8.0).seconds == pytest.approx(2.0 + 30 / 1.0), "--max-rate 8 is 1 MB a second"
+    assert estimate(sent, "pi", 30_000_000, True, 800.0) == made, "the link itself is slower"
     small = [entry("deploy", sent_bytes=1000, send_ms=500, activated=1)]
     assert estimate(small, "pi", 30_000_000, True).absent == "nothing of 1 MB or more was sent there from here yet"
     lost = [entry("deploy", sent_bytes=20_000_000, send_ms=900, activated=1, links_lost=1)]
