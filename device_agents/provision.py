@@ -339,6 +339,8 @@ def unprovision(store: Store, console: Console) -> Dict[str, Any]:
     home = Path.home()
     if root.resolve() in (Path("/"), home, home.parent) or not (root / "agent").is_dir():
         raise Refused("bad-request", "{} does not look like an agent's folder and is left alone".format(root))
+    if store.has_server():  # before the daemon goes, which would take its job along
+        raise Refused("busy", "a job is being measured on this device; edgevit collect --cancel RUN ends it")
     with console.heartbeat():
         remove_daemon(store)
     if store.has_daemon():

@@ -19,7 +19,7 @@ from device_agents import wire
 from device_agents.console import Console
 from device_agents.environment import MARK, make_mark, python_of, read_mark, version_text
 from device_agents.errors import Refused
-from device_agents.provision import _run_step, parse_request
+from device_agents.provision import _run_step, parse_request, unprovision
 from device_agents.store import Store
 from edgevit.fleet.wheel_index import FoundWheel
 from tests.support.agent_bundle import AgentProcess, AgentRefused
@@ -208,6 +208,25 @@ def test_nothing_is_built_under_a_running_job(agent: AgentProcess) -> None:
         assert caught.value.code == "busy"
     finally:
         os.close(lock)
+
+
+def test_nothing_is_taken_away_under_a_running_job_and_no_daemon_ended(
+    agent: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job may be the daemon's own, and another operator's: stopping the unit would end it before anyone is refused."""
+    stopped: list[Store] = []
+    monkeypatch.setattr("device_agents.provision.remove_daemon", stopped.append)
+    store, sink = Store(agent.root), os.open(os.devnull, os.O_RDWR)
+    store.create()
+    lock = store.try_lock_server()
+    try:
+        with pytest.raises(Refused, match="a job is being measured"):
+            unprovision(store, Console(sink, sink))
+        assert lock is not None and not stopped and agent.root.exists()
+        os.close(lock)
+        assert unprovision(store, Console(sink, sink)) == {"removed": True} and stopped == [store]
+    finally:
+        os.close(sink)
 
 
 def test_a_step_that_hangs_in_silence_is_ended() -> None:
