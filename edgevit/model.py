@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     import torch
 
 _EDGEVIT = ("edgevit", "device_agents")
+_OPTIONS = {
+    "pretrained": "--pretrained",
+    "num_classes": "--num-classes",
+    "img_size": "--img-size",
+    "checkpoint_path": "--weights",
+}
+"""Argument of every timm model → the option that says it, which the weights are held against."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,12 @@ def load_model(source: ModelSource) -> LoadedModel:
             f"got {got}",
             hint=f"edgevit build {source.name} --weights FILE …",
         )
+    for argument in () if source.is_factory else source.model_args:
+        if argument in _OPTIONS:
+            raise ModelError(
+                f"got --model-arg {argument}={source.model_args[argument]} for {source.name}, expected {_OPTIONS[argument]}",
+                hint=f"{_OPTIONS[argument]} in its place, or leave it out where the weights say it",
+            )
     torch = import_torch()
     overrides: dict[str, str] = {}
     state = None if source.weights is None else read_weights(Path(source.weights), source.unsafe_pickle)

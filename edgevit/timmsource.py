@@ -30,6 +30,8 @@ def build_timm_module(
         classes = _classes_of(tensors, config, source, overrides)
         if "reg_token" in tensors and "reg_tokens" not in arguments:
             arguments["reg_tokens"] = int(tensors["reg_token"].shape[1])
+    if source.pretrained and classes is not None:
+        _verify_trained_for(classes, name, source)
     if classes is not None:
         if source.num_classes is not None:
             overrides["num_classes"] = str(classes)
@@ -78,6 +80,18 @@ def _classes_of(state: Mapping[str, Any], config: Any, source: ModelSource, over
             overrides["num_classes"] = f"{rows}, from the weights"
         return rows
     return source.num_classes
+
+
+def _verify_trained_for(classes: int, name: str, source: ModelSource) -> None:
+    """timm draws a new classifier at random where another number of classes is asked for than the hub's weights have."""
+    config = import_timm().get_pretrained_cfg(name, allow_unregistered=True)
+    trained = getattr(config, "num_classes", classes)
+    if trained != classes:
+        raise ModelError(
+            f"the pretrained weights of {source.name} tell {trained} classes apart, --num-classes asked for {classes}: their "
+            f"classifier would be random",
+            hint="leave --num-classes out, or give weights that were trained for your classes with --weights FILE",
+        )
 
 
 def _create(name: str, arguments: Mapping[str, Any], source: ModelSource) -> Any:

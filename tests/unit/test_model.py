@@ -189,6 +189,23 @@ def test_overrides_of_preprocessing_are_recorded(finetuned: Path) -> None:
         load_model(source(finetuned, interpolation="cubist"))
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "option"),
+    [("num_classes", 9, "--num-classes"), ("img_size", 96, "--img-size"), ("checkpoint_path", "w.pth", "--weights")],
+)
+def test_what_an_option_says_is_not_taken_as_an_argument(finetuned: Path, argument: str, value: Any, option: str) -> None:
+    """What the weights say won without a word, and the manifest told of the argument all the same."""
+    asked = ModelSource(VIT, weights=finetuned, model_args={"depth": 2, argument: value})
+    with pytest.raises(ModelError, match=f"got --model-arg {argument}={value} for {VIT}, expected {option}"):
+        load_model(asked)
+
+
+def test_no_classifier_is_drawn_at_random_behind_pretrained_weights() -> None:
+    asked = ModelSource(VIT, pretrained=True, num_classes=10)
+    with pytest.raises(ModelError, match="tell 1000 classes apart, --num-classes asked for 10: their classifier would be ran"):
+        load_model(asked)
+
+
 def test_a_factory_delivers_a_model() -> None:
     model = load_model(ModelSource(f"{SUPPORT}:tiny_vit", random_weights=True, model_args={"num_classes": 6}))
     assert (model.info.classes, model.preprocessing.height) == (6, 32)
