@@ -24,7 +24,7 @@ from edgevit.cli.model_options import FILE
 from edgevit.cli.plan_options import plan_options
 from edgevit.cli.progress_context import showing_progress
 from edgevit.cli.results import show_batch
-from edgevit.cli.selection import gate_options, show_variants
+from edgevit.cli.selection import gate_options, make_gates, show_variants
 from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable, UsageError
 from edgevit.schedule import AT_ONCE, Piece, Rest, Turn, device_of, over_targets, run_schedule, sort_outcomes
 from edgevit.select import Gates
@@ -117,6 +117,7 @@ def bench(
     from edgevit.bundle import open_bundle
     from edgevit.plans import with_blocks
 
+    gates = make_gates(max_loss, anyway, choosing=every, hint="edgevit bench BUNDLE TARGET --variants")
     opened = [open_bundle(path, None) for path in (bundle, *more, *([against] if against is not None else ()))]
     if against is not None and more:
         raise UsageError("--against compares two bundles", hint="leave --and out")
@@ -139,7 +140,7 @@ def bench(
     return bench_bundles(
         wanted,
         targets,
-        Gates(max_loss, anyway),
+        gates,
         require_valid=require_valid,
         detach=detach,
         at_once=at_once,

@@ -15,10 +15,10 @@ from edgevit.cli.console import emit_json, error_json, json_option, out, say
 from edgevit.cli.model_options import FILE
 from edgevit.cli.progress_context import showing_progress
 from edgevit.cli.rollout_options import Rollout, rollout_options
-from edgevit.cli.selection import gate_options
+from edgevit.cli.selection import gate_options, make_gates
 from edgevit.fleet.retry import RETRIES
 from edgevit.schedule import AT_ONCE, device_of, over_targets
-from edgevit.select import POLICIES, Gates
+from edgevit.select import POLICIES
 
 if TYPE_CHECKING:
     from device_agents.wire import Active
@@ -103,6 +103,7 @@ def deploy(
     from edgevit.fleet.operator import this_operator
     from edgevit.results.store import open_store
 
+    gates = make_gates(max_loss, anyway, choosing=wanted in POLICIES, hint="edgevit deploy BUNDLE TARGET --select fastest")
     opened = open_bundle(bundle, None)
     with ExitStack() as stack:
         store = stack.enter_context(open_store()) if wanted in POLICIES else None
@@ -110,7 +111,7 @@ def deploy(
             bundle=opened,
             operator=this_operator(f"deploy {opened.manifest.name} v{opened.manifest.version}"),
             wanted=wanted,
-            gates=Gates(max_loss, anyway),
+            gates=gates,
             store=store,
             allow_older=allow_older,
             prune=prune,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+COOL_SECONDS = 300.0
+
 _OPTIONS = (
     click.option(
         "--plan",
@@ -44,7 +46,7 @@ _OPTIONS = (
     click.option(
         "--cool-seconds",
         type=click.FloatRange(0, 7200),
-        default=300.0,
+        default=COOL_SECONDS,
         show_default=True,
         metavar="S",
         help="Wait no longer than this each time.",
@@ -97,6 +99,11 @@ def choose_plan(
         raise UsageError("--plan compare needs a second bundle", hint="edgevit bench A --against B TARGET")
     if cool_to is not None and cool_within is not None:
         raise UsageError("--cool-to and --cool-within exclude each other", hint="leave one of them out")
+    if cool_seconds != COOL_SECONDS and cool_to is None and cool_within is None:
+        raise UsageError(
+            "--cool-seconds bounds the wait for a temperature, and none is waited for",
+            hint="edgevit bench BUNDLE TARGET --cool-within 5",
+        )
     plan = PLANS["compare" if comparing else plan_name or "standard"]
     if minutes is not None:
         plan = with_minutes(plan, minutes)

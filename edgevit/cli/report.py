@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgevit.report.page_bundles import FromBundles
     from edgevit.report.page_load import Source
 
+HOST, PORT = "127.0.0.1", 8350
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -32,8 +33,8 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--svg", type=FOLDER, metavar="DIR", help="Each plot as an SVG file. Needs the extra: figures.")
 @click.option("--csv", "csv_folder", type=FOLDER, metavar="DIR", help="The data of each plot as a CSV file.")
 @click.option("--serve", is_flag=True, help="Serve the page and keep it up to date until Ctrl-C; the store is only read.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; anything but loopback lets others read.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8350, show_default=True, help="0 takes a free one.")
+@click.option("--host", default=HOST, show_default=True, help="Where to listen; anything but loopback lets others read.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
 def report(
     batch: str | None,
     everything: bool,
@@ -57,6 +58,8 @@ def report(
         raise UsageError("--batch and --all exclude each other")
     if serve and (output or svg or csv_folder):
         raise UsageError("--serve excludes -o, --svg and --csv: it shows what comes, they what is there")
+    if not serve and (host, port) != (HOST, PORT):
+        raise UsageError("--host and --port say where the page is served", hint="edgevit report --serve")
     if not (serve or output or svg or csv_folder):
         raise UsageError("nothing was asked for", hint="edgevit report -o report.html (or --serve)")
     _verify_places(output, svg, csv_folder)

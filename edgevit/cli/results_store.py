@@ -15,6 +15,7 @@ from edgevit.errors import UnknownName, UsageError
 if TYPE_CHECKING:
     from edgevit.results.store import Store
 
+EXPERIMENT = "edgevit"
 FORMATS = ("json", "csv", "parquet", "bencher", "mlflow")
 
 
@@ -24,7 +25,7 @@ FORMATS = ("json", "csv", "parquet", "bencher", "mlflow")
 @click.option("--format", "wanted", type=click.Choice(FORMATS), help="Default: by the file's ending.")
 @click.option("--samples", is_flag=True, help="CSV and Parquet: one row a timed inference instead of one a measurement.")
 @click.option("--to", "uri", metavar="URI", help="MLflow's tracking server or folder; default: MLflow's own.")
-@click.option("--experiment", default="edgevit", show_default=True, help="The experiment in MLflow.")
+@click.option("--experiment", default=EXPERIMENT, show_default=True, help="The experiment in MLflow.")
 def export(batch: str | None, output: Path | None, wanted: str | None, samples: bool, uri: str | None, experiment: str) -> None:
     """Results in the formats of other programs.
 
@@ -39,6 +40,11 @@ def export(batch: str | None, output: Path | None, wanted: str | None, samples: 
         raise UsageError(
             "MLflow takes no --output" if output is not None else f"the format {format_} needs a file",
             hint=f"edgevit results export --format {format_} {'--to URI' if format_ == 'mlflow' else '-o FILE'}",
+        )
+    if format_ != "mlflow" and (uri is not None or experiment != EXPERIMENT):
+        raise UsageError(
+            f"--to and --experiment are MLflow's, got the format {format_}",
+            hint="edgevit results export --format mlflow --to URI",
         )
     if samples and format_ not in ("csv", "parquet"):
         raise UsageError(f"--samples is for csv and parquet, got the format {format_}", hint="edgevit results export --help")

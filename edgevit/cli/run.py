@@ -15,7 +15,7 @@ from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import json_option, say
 from edgevit.cli.model_options import FILE, build_options, build_requests, model_options, model_source
 from edgevit.cli.plan_options import plan_options
-from edgevit.cli.selection import gate_options
+from edgevit.cli.selection import gate_options, make_gates
 from edgevit.errors import UsageError
 from edgevit.select import POLICIES, Gates
 
@@ -60,6 +60,7 @@ def run(
     failure, with --select the variant that the policy chooses. Of several recipes, or of several schemes without --select,
     none is: choose from the table, then `edgevit deploy BUNDLE TARGET`.
     """
+    gates = make_gates(max_loss, anyway, choosing=policy is not None, hint="edgevit run MODEL … --select fastest")
     ready, unready = each_target(targets, require_a_runtime, sign_key=options["sign_key"])
     if not ready:
         return unready
@@ -70,7 +71,6 @@ def run(
             f"--select chooses among the variants of one bundle, got {len(requests)} recipes",
             hint="one recipe with a list below quantize, such as --recipe variants",
         )
-    gates = Gates(max_loss, anyway)
     with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
         place = output or Path(scratch)
         bundles = build_all(requests, place, options["sign_key"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgevit.cli.console import emit_json, out, say
-from edgevit.errors import NoChoice
+from edgevit.errors import NoChoice, UsageError
 from edgevit.plans import ranks
 from edgevit.select import MAX_LOSS, POLICIES, Choice, Gates, admit, choose, find_evidence
 
@@ -33,6 +33,15 @@ def gate_options(command: F) -> F:
         metavar="POINTS",
         help="Top-1 that a variant may lose against float.",
     )(command)
+
+
+def make_gates(max_loss: float, anyway: bool, *, choosing: bool, hint: str) -> Gates:
+    """What :func:`gate_options` gave. UsageError where it was given and nothing is chosen by it: nobody may believe that a loss
+    is held which no one looks at."""
+    gates = Gates(max_loss, anyway)
+    if gates != Gates() and not choosing:
+        raise UsageError("--max-loss and --anyway say which variant may be chosen, and no policy chooses here", hint=hint)
+    return gates
 
 
 def choose_stored(

@@ -22,8 +22,6 @@ from edgevit.report.page import policy, render_data, script_json
 from edgevit.report.page_data import page_data
 from edgevit.report.page_load import Source
 
-DEFAULT_PORT = 8350
-
 
 class PageServer(ThreadingHTTPServer):
     """Serves the page of ``source``. UsageError where ``host`` and ``port`` cannot be listened on."""

@@ -101,6 +101,8 @@ def test_json_is_the_runs_whole(stored: list[Run], tmp_path: Path) -> None:
         (["--format", "csv"], "the format csv needs a file"),
         (["--format", "mlflow", "-o", "x.csv"], "MLflow takes no --output"),
         (["-o", "r.json", "--samples"], "--samples is for csv and parquet"),
+        (["-o", "r.csv", "--to", "http://127.0.0.1:5000"], "--to and --experiment are MLflow's"),
+        (["-o", "r.csv", "--experiment", "vits"], "--to and --experiment are MLflow's"),
         (["-o", "r.csv", "--batch", "b9"], "no batch with a run named 'b9'; did you mean b1?"),
         (["-o", "nowhere/r.csv"], "is not there"),
     ],
