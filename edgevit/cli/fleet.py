@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -188,10 +187,12 @@ def warn_unreadable(lines: Sequence[str]) -> None:
 
 def _names_in_log(patterns: Sequence[str], entries: Sequence[Entry]) -> set[str]:
     """The target names that ``patterns`` mean, of those in the log and of those in the fleet file."""
+    from edgevit.fleet.inventory import names_matching
+
     recorded = {entry.target for entry in entries}
     wanted: set[str] = set()
     for pattern in patterns:
-        matched = {name for name in recorded if fnmatch.fnmatchcase(name, pattern)}
+        matched = names_matching(sorted(recorded), pattern)
         try:
             matched |= {target.name for target in select_targets([pattern])}
         except UnknownName as e:

@@ -314,7 +314,8 @@ def _check_profiles(document: YamlDocument, entries: Sequence[tuple[Place, Any]]
 
 
 def select(fleet: Fleet, patterns: Sequence[str]) -> list[Target]:
-    """Targets by name, pattern (``pi*``), ``tag:x`` or ``profile:y``, each once, in the fleet's order with ``local`` first.
+    """Targets by name, pattern (``pi*``, ``pi-[01-40]``), ``tag:x`` or ``profile:y``, each once, in the fleet's order with
+    ``local`` first.
 
     UnknownName where a name is not there, UsageError where a pattern matches nothing or nothing was asked for: an empty
     selection never means "all".
@@ -324,7 +325,7 @@ def select(fleet: Fleet, patterns: Sequence[str]) -> list[Target]:
     everything = [local_target(), *fleet.targets]
     chosen: set[str] = set()
     for pattern in patterns:
-        matched = [t.name for t in everything if _matches(t, pattern)]
+        matched = _matching(everything, pattern)
         if not matched:
             kind, colon, value = pattern.partition(":")
             if colon and kind == "tag":
@@ -337,13 +338,25 @@ def select(fleet: Fleet, patterns: Sequence[str]) -> list[Target]:
     return [t for t in everything if t.name in chosen]
 
 
-def _matches(target: Target, pattern: str) -> bool:
+def _matching(targets: Sequence[Target], pattern: str) -> set[str]:
     kind, colon, value = pattern.partition(":")
     if colon and kind == "tag":
-        return value in target.tags
+        return {t.name for t in targets if value in t.tags}
     if colon and kind == "profile":
-        return target.profile == value
-    return fnmatch.fnmatchcase(target.name, pattern)
+        return {t.name for t in targets if t.profile == value}
+    return names_matching([t.name for t in targets], pattern)
+
+
+def names_matching(names: Sequence[str], pattern: str) -> set[str]:
+    """Those of ``names`` that a pattern means. A range in it is one as in the fleet file: to fnmatch ``[1-40]`` is a single
+    character, and would be four targets of forty."""
+    try:
+        patterns = expand_range(pattern)
+    except ValueError:
+        patterns = [pattern]
+    if not re.search(r"[*?\[]", patterns[0]):
+        return set(patterns).intersection(names)
+    return {name for name in names if any(fnmatch.fnmatchcase(name, one) for one in patterns)}
 
 
 # --------------------------------------------------------------------------------------------------------------------

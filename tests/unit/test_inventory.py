@@ -128,6 +128,16 @@ def test_selection(fleet_file: Path) -> None:
         names("kitchn")
 
 
+def test_a_range_selects_what_it_stands_for_in_the_fleet_file(home: Path, tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path / "f", "schema: edgevit.fleet/1\ntargets:\n  pi-[1-40]:\n    host: pi-[1-40].lab\n"))
+    assert [t.name for t in select(fleet, ["pi-[1-40]"])] == [f"pi-{n}" for n in range(1, 41)]
+    assert [t.name for t in select(fleet, ["pi-[9-11]", "pi-[2-3]"])] == ["pi-2", "pi-3", "pi-9", "pi-10", "pi-11"]
+    assert [t.name for t in select(fleet, ["*-[1-2]?"])] == [f"pi-{n}" for n in range(10, 30)]
+    assert [t.name for t in select(fleet, ["pi-[23]"])] == ["pi-2", "pi-3"], "any other set is of single characters"
+    with pytest.raises(UsageError, match="no target matches"):
+        select(fleet, ["pi-[41-50]"])
+
+
 def test_local_is_this_machine_under_this_python(home: Path) -> None:
     import sys
 
