@@ -13,6 +13,7 @@ import difflib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -36,6 +37,9 @@ MAX_ENLARGEMENT = 16
 
 MAX_IMAGE_PIXELS = 200_000_000
 """A file that claims more pixels than this is refused before it is decoded (a decompression bomb)."""
+
+_INDEX = re.compile(r"-?[0-9]+(\.0+)?")
+"""A class index as it is written; tables that were once without some labels hold the others as 3.0."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ def _list_parquet(path: Path) -> list[ImageItem]:
         labels = file.read(columns=["label"]).column("label").to_pylist() if "label" in columns else None
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: not a parquet file: {e}") from e
-    written = [None] * file.metadata.num_rows if labels is None else [None if v is None else str(v) for v in labels]
+    written = [None] * file.metadata.num_rows if labels is None else [None if v is None or v != v else str(v) for v in labels]
     return [ImageItem(path, row, label, f"{path} row {row}") for row, label in enumerate(written)]
 
 
@@ -337,8 +341,8 @@ def _read_in_order(images: ImageSet, indices: Sequence[int]) -> Iterator[tuple[i
 
 
 def _index_labels(written: list[str]) -> tuple[tuple[int, ...], tuple[str, ...] | None]:
-    if all(w.lstrip("-").isdigit() for w in written):
-        return tuple(int(w) for w in written), None
+    if all(_INDEX.fullmatch(w) for w in written):
+        return tuple(int(w.partition(".")[0]) for w in written), None
     names = sorted(set(written))
     index = {name: i for i, name in enumerate(names)}
     return tuple(index[w] for w in written), tuple(names)

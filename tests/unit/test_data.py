@@ -89,6 +89,22 @@ def test_csv_with_indices_and_names(folder: Path, cache: Cache) -> None:
     assert matched.labels == (2, 1)
 
 
+def test_indices_of_a_table_that_was_once_without_some_are_indices(folder: Path, cache: Cache) -> None:
+    """3.0 taken for a name came behind 11.0: every label was another class, and top-1 a chance."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    numbers = [11.0, 3.0, 0.0, 2.0]
+    table = folder / "numbers.csv"
+    table.write_text("".join(["path,label\n", *(f"cat/0.png,{n}\n" for n in numbers)]))
+    images = [(folder / "cat" / "0.png").read_bytes()] * len(numbers)
+    pq.write_table(pa.table({"image": images, "label": numbers}), folder / "numbers.parquet")
+    for place in (table, folder / "numbers.parquet"):
+        found = open_data(place, cache)
+        assert (found.labels, found.class_names) == ((11, 3, 0, 2), None), place.name
+    pq.write_table(pa.table({"image": images, "label": [*numbers[:3], float("nan")]}), folder / "half.parquet")
+    with pytest.raises(DataError, match=r"1 of 4 images have no label, the first at .*half.parquet row 3"):
+        open_data(folder / "half.parquet", cache)
+
+
 def test_sets_of_one_folder_have_names_of_their_own(tmp_path: Path, cache: Cache) -> None:
     """By its name results tell whether two variants were scored on the same images."""
     folder = tmp_path / "val.v2"
