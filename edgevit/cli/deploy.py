@@ -288,7 +288,8 @@ def rollback(targets: Sequence[str], take_over: bool, despite_pin: bool, retries
     done, failed = on_devices("rolling back", select_targets(targets), work, at_once=at_once)
     code = show_failures(failed)
     if as_json:
-        emit_json("rollback", {"targets": [{"target": name, "active": encode(active)} for name, active in done]})
+        values: list[dict[str, Any]] = [{"target": name, "active": encode(active)} for name, active in done]
+        emit_json("rollback", {"targets": values + [failure_json(name, error) for name, error in failed]})
         return code
     for name, active in done:
         click.echo(f"{name}: {active.bundle_name} version {active.bundle_version}, {active.variant.artifact} is active again")

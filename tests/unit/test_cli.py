@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,8 @@ import pytest
 
 from edgevit import errors
 from edgevit.cli import COMMANDS, cli, exit_code, run_cli
+from edgevit.fleet.inventory import Target, add_target
+from edgevit.places import fleet_path
 
 HEAVY = ("torch", "onnxruntime", "paramiko", "sqlalchemy", "timm", "onnx", "numpy")
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +121,25 @@ def test_json_is_one_document_on_standard_output(home: Path, capsys: pytest.Capt
     ):
         assert run_cli([*argv, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["schema"] == f"edgevit.{schema}/1"
+
+
+@pytest.fixture
+def off(home: Path) -> tuple[str, str]:
+    """Two targets where nobody listens."""
+    for name in ("off-1", "off-2"):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            add_target(fleet_path(), Target(name=name, host="127.0.0.1", port=s.getsockname()[1]))
+    return "off-1", "off-2"
+
+
+def test_devices_that_were_not_rolled_back_stand_in_the_document(
+    off: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(["rollback", *off, "--json"]) == 3
+    rows = json.loads(capsys.readouterr().out)["targets"]
+    assert [(row["target"], row["outcome"]) for row in rows] == [(name, "unreachable") for name in off]
+    assert all(row["error"]["kind"] == "Unreachable" for row in rows)
 
 
 def test_the_fleet_file_is_named_anywhere_on_the_line_for_that_line_alone(
