@@ -37,7 +37,8 @@ def _probe(start: Start, store: Any, console: Any) -> Any:
     from device_agents.wire import encode
 
     with console.heartbeat():
-        return encode(collect_facts(store, start.agent_sha256, "--quick" in start.arguments, lambda message: None))
+        quick, anew = ("--" + word in start.arguments for word in ("quick", "anew"))
+        return encode(collect_facts(store, start.agent_sha256, quick, lambda message: None, anew))
 
 
 def _have(start: Start, store: Any, console: Any) -> Any:

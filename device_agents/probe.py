@@ -22,12 +22,14 @@ from device_agents.supervise import Message, list_packages, prove_runtimes, root
 _RuntimesFound = Tuple[Optional[str], Tuple[wire.RuntimeFact, ...], Optional[str], Dict[str, str]]
 
 
-def collect_facts(store: Store, agent_sha256: str, quick: bool, alive: Callable[[Message], None]) -> wire.Facts:
-    """Everything there is to know. ``quick`` leaves out runtimes that were not proven before."""
+def collect_facts(
+    store: Store, agent_sha256: str, quick: bool, alive: Callable[[Message], None], anew: bool = False
+) -> wire.Facts:
+    """Everything there is to know. ``quick`` leaves out runtimes that were not proven before; ``anew`` proves all of them."""
     board = detect_board(root_of_boards())
     absent: Dict[str, str] = {}
     cpu_model, cpu_features = board.cpu()
-    python, runtimes, numpy, runtimes_absent = find_runtimes(store, agent_sha256, quick, alive)
+    python, runtimes, numpy, runtimes_absent = find_runtimes(store, agent_sha256, quick, alive, anew=anew)
     absent.update(runtimes_absent)
     bundles, unreadable = find_installed(store)
     absent.update(unreadable)
@@ -129,11 +131,12 @@ def _text(value: Optional[str]) -> Optional[str]:
 
 
 def find_runtimes(
-    store: Store, agent_sha256: str, quick: bool, alive: Callable[[Message], None], python: str = ""
+    store: Store, agent_sha256: str, quick: bool, alive: Callable[[Message], None], python: str = "", anew: bool = False
 ) -> _RuntimesFound:
     """(runtime Python's version, proven runtimes, numpy's version, reasons for what is absent), in ``python`` where given.
 
-    Remembered under the interpreter, its packages and this agent, so only a change of one of them proves anew.
+    Remembered under the interpreter, its packages and this agent: a change of one of them proves anew, and so does ``anew``.
+    What else a runtime needs (a driver, a library of the system, a group) comes and goes without a trace in these.
     """
     python = python or runtime_python(store)
     try:
@@ -142,7 +145,7 @@ def find_runtimes(
         return None, (), None, {"runtime_python": str(e)[:400]}
     place = os.path.join(os.path.realpath(os.path.dirname(python)), os.path.basename(python))  # "venv" is a link
     key = json.dumps([wire.AGENT_VERSION, agent_sha256, place, version, packages])
-    known = _read_cache(store, key)
+    known = None if anew else _read_cache(store, key)
     if known is not None:
         return (version,) + known
     if quick:

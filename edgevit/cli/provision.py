@@ -77,7 +77,7 @@ def provision_targets(
 
         def work(session: Session) -> tuple[Prepared, Facts, Provisioned | None]:
             agent, name = session.agent, session.target.name
-            facts = agent.probe()  # not only what is remembered: a vendor's runtime counts once it is proven
+            facts = agent.probe(anew=True)  # what is remembered may have come or gone since: a vendor's runtime, a library
             prepared = prepare(agent, name, session.profile(facts), facts, line, wishes or Wishes(), progress)
             if dry_run:
                 return prepared, facts, None

@@ -123,7 +123,7 @@ def probe(targets: Sequence[str], as_json: bool) -> int:
     from edgevit.report.facts_view import render_facts
 
     def work(session: Session) -> tuple[Facts, str]:
-        facts = session.agent.probe()
+        facts = session.agent.probe(anew=True)
         return facts, session.profile(facts).name
 
     done, code = each_target(targets, work)

@@ -129,9 +129,10 @@ class Agent:
 
     # ---- commands ----
 
-    def probe(self, quick: bool = False) -> wire.Facts:
-        """What the device is today. ``quick``: only runtimes that were proven before."""
-        value = self._call("probe", ["--quick"] if quick else [])
+    def probe(self, quick: bool = False, anew: bool = False) -> wire.Facts:
+        """What the device is today. ``quick``: only runtimes that were proven before; ``anew``: each proven by an inference,
+        whatever is remembered of it."""
+        value = self._call("probe", ["--quick"] * quick + ["--anew"] * anew)
         return self._decode(wire.Facts, value, "facts")
 
     def have(self, blobs: Iterable[wire.Blob], chunk_index: bytes = b"") -> Have:

@@ -159,7 +159,7 @@ def look(target: Target, prompts: Prompts, *, prove: bool, limit_s: float) -> Se
     Without ``prove`` runtimes count that were proven before, so that nothing is loaded beside what the device measures.
     """
     with connect(target, prompts) as agent, _bounded(agent, limit_s):
-        facts = agent.probe(quick=not prove)
+        facts = agent.probe(quick=not prove, anew=prove)
         return Seen(facts, agent.daemon_status(), measure_clock(agent), agent.sent_agent, prove)
 
 

@@ -20,6 +20,7 @@ from device_agents import wire
 from device_agents.spool import _state
 from device_agents.store import Store
 from device_agents.verdict import judge
+from edgevit.places import local_root
 from tests.support.agent_bundle import (
     FAST_PLAN,
     GOLDEN,
@@ -36,6 +37,7 @@ from tests.support.agent_bundle import (
     tiny_images,
     tiny_onnx,
 )
+from tests.support.cli import Cli
 from tests.support.golden_faults import GOLDEN_FAULTS
 from tests.support.waiting import wait_for
 
@@ -455,6 +457,20 @@ def test_probe_proves_by_inference_and_remembers(agent: AgentProcess) -> None:
     quick = wire.decode(wire.Facts, agent.call("probe", "--quick"), "facts")
     assert quick.runtimes == () and "probe" in quick.absent["runtimes"]
     assert wire.decode(wire.Facts, agent.call("probe"), "facts").runtimes == facts.runtimes
+
+
+def test_who_asks_what_works_is_told_what_works_now(cli: Cli) -> None:
+    """A library that was lacking is there by now, another one went: neither shows in the packages that remembering goes by."""
+    assert cli("target", "probe", "local").code == 0
+    remembered = local_root() / "runtimes.json"
+    document = json.loads(remembered.read_text())
+    failed = {**document, "runtimes": [], "absent": {"onnxruntime": "no-runtime: libgomp.so.1: cannot open shared object file"}}
+    old = {**document, "runtimes": [{**r, "version": "0.0.1"} for r in document["runtimes"]]}
+    for stale, asked in ((failed, ("target", "probe", "local")), (old, ("fleet", "check", "local", "--prove"))):
+        remembered.write_text(json.dumps(stale))
+        assert "onnxruntime 1." not in cli("fleet", "check", "local").out, "nobody asked for an inference"
+        said = cli(*asked)
+        assert "onnxruntime 1." in said.out and "0.0.1" not in said.out, (asked, said)
 
 
 def test_nothing_is_left_running(agent: AgentProcess) -> None:
