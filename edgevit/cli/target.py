@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit.cli.connect import Session, each_target, open_session, select_targets
+from edgevit.cli.connect import Session, each_target, open_session, select_targets, show_failures
 from edgevit.cli.console import emit_json, has_terminal, json_option, out, say
 from edgevit.cli.daemon import daemon
 from edgevit.cli.model_options import FILE
 from edgevit.cli.provision import provision, provision_targets, unprovision
 from edgevit.cli.prune import prune
-from edgevit.errors import UnknownName, UsageError
+from edgevit.errors import EdgevitError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from device_agents.wire import Facts
+    from edgevit.fleet.inventory import Target
 
 fingerprint_option = click.option(
     "--fingerprint", metavar="SHA256:…", help="Accept the host key if it is this one, without asking."
@@ -139,20 +140,32 @@ def probe(targets: Sequence[str], as_json: bool) -> int:
 @target.command()
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @fingerprint_option
-def trust(targets: Sequence[str], fingerprint: str | None) -> None:
+def trust(targets: Sequence[str], fingerprint: str | None) -> int:
     """Pin the host keys of TARGETs anew, after you know why they changed."""
+    failed: list[tuple[str, EdgevitError]] = []
+    for one in select_targets(targets):
+        if one.is_local:
+            say(f"{one.name}: is this machine, there is no host key to pin")
+            continue
+        try:
+            say(f"{one.name}: {_pin_anew(one, fingerprint)}")
+        except EdgevitError as error:
+            failed.append((one.name, error))
+    return show_failures(failed)
+
+
+def _pin_anew(one: Target, fingerprint: str | None) -> str:
+    """The fingerprint that was approved, kept in the audit log with those before."""
     from edgevit.fleet.audit import Action, recording
     from edgevit.fleet.connect import known_fingerprints
     from edgevit.fleet.connect import trust as pin
     from edgevit.transport.prompts import TerminalPrompts
 
-    for one in select_targets(targets):
-        if one.name != "local":
-            before = ", ".join(known_fingerprints(one))
-            with recording(Action("target trust", {"before": before}), one) as record:
-                approved = pin(one, TerminalPrompts(), fingerprint, replace=True)
-                record.note(approved=approved)
-            say(f"{one.name}: {approved}")
+    before = ", ".join(known_fingerprints(one))
+    with recording(Action("target trust", {"before": before}), one) as record:
+        approved = pin(one, TerminalPrompts(), fingerprint, replace=True)
+        record.note(approved=approved)
+    return approved
 
 
 @target.command()

@@ -142,6 +142,15 @@ def test_devices_that_were_not_rolled_back_stand_in_the_document(
     assert all(row["error"]["kind"] == "Unreachable" for row in rows)
 
 
+def test_a_target_that_cannot_be_trusted_anew_does_not_keep_the_next_from_it(
+    off: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(["target", "trust", "local", *off]) == 3
+    said = capsys.readouterr().err
+    assert all(f"error: {name}: " in said for name in off)
+    assert "local: is this machine" in said
+
+
 def test_the_fleet_file_is_named_anywhere_on_the_line_for_that_line_alone(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
