@@ -52,13 +52,18 @@ def add(name: str, host: str, fingerprint: str | None, profile: str | None, prov
     """Pin the host key, look at the board, propose its profile, keep it in the fleet file as NAME."""
     from edgevit.fleet.audit import Action, recording
     from edgevit.fleet.connect import trust
-    from edgevit.fleet.inventory import add_target, load_fleet, make_target
+    from edgevit.fleet.inventory import LOCAL, add_target, load_fleet, make_target
     from edgevit.places import fleet_path
     from edgevit.profile import load_profile
     from edgevit.transport.prompts import TerminalPrompts
 
     if profile is not None:
         load_profile(profile)
+    if name == LOCAL:
+        raise UsageError(
+            f"{LOCAL} is this very machine and always exists; give the box another name",
+            hint="edgevit target add NAME [USER@]HOST",
+        )
     if any(t.name == name for t in load_fleet(fleet_path()).targets):
         raise UsageError(f"a target named {name} exists already", hint=f"edgevit target remove {name}")
     user, _, address = host.rpartition("@")

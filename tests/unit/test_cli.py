@@ -89,6 +89,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
         (["profiles", "show", "raspberry-pi-6"], "did you mean raspberry-pi-5"),
         (["recipes", "show", "int8-dinamic"], "did you mean int8-dynamic"),
         (["deploy", "/nonexistent", "local"], "/nonexistent"),
+        (["target", "add", "local", "pi@127.0.0.1", "--port", "1"], "local is this very machine and always exists"),
         (["bench", "/nonexistent"], "TARGET"),
         (["build", "deit_tiny_patch16_224", "--random-weights", "--recipe", "fp32", "-o", "x"], "--profile P or --for TARGET"),
         (["target", "probe", "nobody"], "nobody"),
