@@ -74,7 +74,7 @@ def status(targets: Sequence[str], as_json: bool) -> int:
 @click.option("--lines", type=click.IntRange(1, 10_000), default=30, show_default=True)
 @json_option
 def logs(targets: Sequence[str], lines: int, as_json: bool) -> int:
-    """The last lines of the daemon's log, and of the server that it started last."""
+    """The last lines of the daemon's log, and of the servers' that worked its jobs, each of which says when it began."""
     done, code = each_target(targets, lambda session: session.agent.daemon_logs(lines))
     if as_json:
         emit_json("daemon-logs", {"targets": [{"target": n, "daemon": d, "server": s} for n, (d, s) in done]})
@@ -83,7 +83,7 @@ def logs(targets: Sequence[str], lines: int, as_json: bool) -> int:
         for line in said or ["no daemon ever ran here"]:
             click.echo(f"{name}: {line}")
         for line in server:
-            click.echo(f"{name}: its last server: {line}")
+            click.echo(f"{name}: a server: {line}")
     return code
 
 

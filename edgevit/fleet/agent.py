@@ -254,7 +254,7 @@ class Agent:
         return self._decode(wire.DaemonStatus, self._call("daemon-status"), "daemon status")
 
     def daemon_logs(self, lines: int) -> tuple[list[str], list[str]]:
-        """The last lines of the daemon's log, and of the log of the server that it started last."""
+        """The last lines of the daemon's log, and of the log that all its servers write."""
         value = self._call("daemon-logs", [str(lines)])
         daemon, server = (self.field(value, key, list) for key in ("daemon", "server"))
         return [str(line) for line in daemon], [str(line) for line in server]

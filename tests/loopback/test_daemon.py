@@ -338,5 +338,6 @@ def test_detached_by_command_collected_later_one_of_them_cancelled(tmp_path: Pat
         edgevit("collect", "local", "--wait")
         assert "nothing waits" in edgevit("collect", "local")
         assert "no run unknown is queued or running" in edgevit("collect", "local", "--cancel", "unknown", status=2)
-        assert "started, agent" in edgevit("target", "daemon", "logs", "local")
+        said = edgevit("target", "daemon", "logs", "local")
+        assert "started, agent" in said and said.count("local: a server: ") == said.count(" a server begins") > 0
     assert edgevit("results", "list").count("bench tiny on local") == 2
