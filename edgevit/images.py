@@ -90,8 +90,17 @@ def gather_images(request: BuildRequest, model: LoadedModel, cache: Cache, on_pr
             raise DataError(
                 f"{request.eval_data} has no labels; --eval counts right answers", hint="give it as --calib instead"
             )
-    calibration_set = None if request.calib_data is None else _matched(open_data(request.calib_data, cache), model)
-    train_sets = [_matched(open_data(path, cache), model) for path in request.train_data]
+    labelled = request.recipe.needs == "labelled images"
+
+    def listed(path: Path, learns: bool) -> ImageSet:
+        """Labels count only where a step learns from them: a model may well be calibrated on pictures of other classes."""
+        images = open_data(path, cache)
+        return _matched(images, model) if learns else replace(images, labels=None, class_names=None)
+
+    calibration_set = None
+    if request.calib_data is not None:
+        calibration_set = listed(request.calib_data, labelled and not request.train_data)
+    train_sets = [listed(path, labelled) for path in request.train_data]
     if not train_sets and calibration_set is not None:
         train_sets = [calibration_set]
 

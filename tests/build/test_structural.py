@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,17 @@ def test_steps_that_learn_need_real_images_that_differ(build: Build, images: Pat
         steps = (PRUNE, "  - distil: {steps: 2, label_weight: 1.0}\n", LAST)
         build(recipe(tmp_path, *steps), calib_data=flat)
     assert unlabelled.value.hint
+
+
+def test_images_of_other_classes_serve_where_no_label_is_needed(build: Build, tmp_path: Path) -> None:
+    """The names of their folders mean nothing to the model: only a step that learns from labels has to know them."""
+    others = write_images(tmp_path / "others", 18)
+    shutil.rmtree(others / "colour8")
+    static = "  - quantize: {scheme: int8-static, images: 16}\n"
+    assert "over 16 images" in build(recipe(tmp_path, static), calib_data=others).manifest.steps[-1].summary
+    learns = (PRUNE, "  - distil: {steps: 2, label_weight: 1.0}\n", LAST)
+    with pytest.raises(DataError, match=r"got 9 class names such as 'colour0', .* has 10 classes"):
+        build(recipe(tmp_path, *learns), calib_data=others)
 
 
 def test_a_scheme_that_only_profits_from_images_sees_all_it_may(build: Build, images: Path, tmp_path: Path) -> None:
