@@ -128,8 +128,8 @@ def _serve(start: Start, store: Any, console: Any) -> Any:
         raise SystemExit(128 + number)  # through every `finally`: the worker ends, a governor that was set is put back
 
     signal.signal(signal.SIGTERM, end)
-    with console.heartbeat():
-        return serve_once(store, start.agent_sha256, _lock_given(start))
+    # No heartbeat: nobody waits for a server's words, which go into its log.
+    return serve_once(store, start.agent_sha256, _lock_given(start))
 
 
 def _lock_given(start: Start) -> Optional[int]:
