@@ -90,12 +90,12 @@ class Connection(paramiko.Transport):
         return self._key_types
 
     def watch(self, interval: float | None) -> None:
-        """Ask for a sign of life in every quiet ``interval`` (s; None: ours); close once nothing came for the deadline."""
-        interval = interval or ALIVE_INTERVAL_S
+        """Ask for a sign of life in every quiet ``interval`` (s; None: ours, and never seldomer than that); close once nothing
+        came for the deadline."""
+        interval = min(interval or ALIVE_INTERVAL_S, ALIVE_INTERVAL_S)
         self._packets.last_heard = time.monotonic()
         self._packets.set_keepalive(interval, self._ask_alive)
-        deadline = max(ALIVE_DEADLINE_S, 3 * interval)
-        threading.Thread(target=self._watch, args=(deadline,), daemon=True, name="edgevit-ssh-watch").start()
+        threading.Thread(target=self._watch, args=(ALIVE_DEADLINE_S,), daemon=True, name="edgevit-ssh-watch").start()
 
     def why_lost(self) -> str:
         """What ended the connection; where the kernel did for want of acknowledgements, paramiko does not tell."""

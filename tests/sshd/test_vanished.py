@@ -36,6 +36,7 @@ RATE_MBIT = BIG * 8e-6 / 3.0
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_connection, "ALIVE_DEADLINE_S", 2.0)
+    monkeypatch.setattr(ssh_connection, "ALIVE_INTERVAL_S", 0.3)
 
 
 @pytest.fixture
@@ -67,7 +68,8 @@ class Once(Quiet):
 
 
 def agent_over(settings: SshSettings, policy: HostKeyPolicy, account: Account) -> Agent:
-    transport = SshTransport.connect("box", replace(settings, alive_interval_s=0.3), policy, NoPrompts())
+    # A ServerAliveInterval against a sleepy NAT, as many have one for all hosts, must not put the deadline off.
+    transport = SshTransport.connect("box", replace(settings, alive_interval_s=300.0), policy, NoPrompts())
     agent = Agent(transport, account.python, str(account.home / "vanishing"))
     agent.max_rate_mbit = RATE_MBIT
     return agent
