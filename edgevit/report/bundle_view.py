@@ -52,7 +52,13 @@ def _compressed(manifest: Manifest) -> list[Text]:
         if before and after and before.before:
             sizes.append(f"{100 * (after.after / before.before - 1):+.1f} % {name}")
     agrees = f"top-1 agrees on {100 * last.damage.agreement:.1f} % of {last.damage.images}" if last.damage else ""
-    return [Text(f"{' + '.join(step.step for step in measured)}: {', '.join([*sizes, agrees])} calibration images")]
+    told = ", ".join([*sizes, f"{agrees} {_looked_at(manifest)}"])
+    return [Text(f"{' + '.join(step.step for step in measured)}: {told}")]
+
+
+def _looked_at(manifest: Manifest) -> str:
+    """What the damage of steps was measured on."""
+    return "synthetic images" if manifest.golden.source == "synthetic" else "calibration images"
 
 
 def _warnings(bundle: Bundle) -> list[Text]:
@@ -108,9 +114,14 @@ def _chunks(bundle: Bundle) -> str:
     return f"{count:,} chunks; a device is sent those that it holds nowhere"
 
 
+def steps_of(manifest: Manifest, only: str | None) -> list[StepReport]:
+    """All steps, or those that were done for the artifact ``only``."""
+    return [step for step in manifest.steps if only is None or not step.artifacts or only in step.artifacts]
+
+
 def _render_steps(manifest: Manifest, only: str | None) -> list[RenderableType]:
     """What each step did and what it cost, one row a step; for ``only`` one artifact its own, with every layer they touched."""
-    steps = [step for step in manifest.steps if only is None or not step.artifacts or only in step.artifacts]
+    steps = steps_of(manifest, only)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("step")
     for title in ("layers", "parameters M", "MACs M", "cosine", "agrees %", "seconds"):
@@ -130,9 +141,8 @@ def _render_steps(manifest: Manifest, only: str | None) -> list[RenderableType]:
     images = sorted({step.damage.images for step in steps if step.damage})
     if images:
         counted = " or ".join(f"{n:,}" for n in images)
-        parts.append(
-            Text(f"cosine, agrees: with the original model after this step, on {counted} calibration images", style="dim")
-        )
+        told = f"cosine, agrees: with the original model after this step, on {counted} {_looked_at(manifest)}"
+        parts.append(Text(told, style="dim"))
     for step in steps:
         parts.append(Text.assemble((f"step {_step_title(step)}", "bold"), f": {step.summary}"))
         if only is not None and step.details:

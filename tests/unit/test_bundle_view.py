@@ -41,9 +41,10 @@ STEPS = (
 )
 
 
-def bundle() -> Bundle:
+def bundle(looked_at: str = "images") -> Bundle:
     manifest, _ = make_manifest()
-    return Bundle(Path("bundles/all"), dataclasses.replace(manifest, steps=STEPS), b"", b"", "0" * 64)
+    golden = dataclasses.replace(manifest.golden, source=looked_at)
+    return Bundle(Path("bundles/all"), dataclasses.replace(manifest, steps=STEPS, golden=golden), b"", b"", "0" * 64)
 
 
 def shown(what: object) -> str:
@@ -78,6 +79,11 @@ def test_a_build_says_what_was_left_of_the_model() -> None:
     assert "prune + distil: -21.5 % parameters, -25.0 % MACs, top-1 agrees on 96.9 % of 64 calibration images" in text
     plain = dataclasses.replace(bundle().manifest, steps=STEPS[2:])
     assert "MACs" not in shown(render_bundle(dataclasses.replace(bundle(), manifest=plain)))
+
+
+def test_what_was_measured_on_synthetic_images_says_so() -> None:
+    for text in (shown(render_explanation(bundle("synthetic"), None)), shown(render_bundle(bundle("synthetic")))):
+        assert "top-1 agrees on 96.9 % of 64 synthetic images" in text and "calibration images" not in text
 
 
 def test_an_artifact_says_what_runs_where() -> None:
