@@ -40,11 +40,16 @@ def explain(bundle: Path, artifact: str | None, as_json: bool) -> None:
     from edgevit.errors import UnknownName
 
     opened = open_bundle(bundle, None)
-    if artifact is not None and opened.manifest.artifact(artifact) is None:
+    named = None if artifact is None else opened.manifest.artifact(artifact)
+    if artifact is not None and named is None:
         raise UnknownName("artifact", artifact, [a.name for a in opened.manifest.artifacts])
-    if as_json:
-        emit_json("explain", bundle_json(opened))
-        return
-    from edgevit.report.bundle_view import render_explanation
+    from edgevit.report.bundle_view import render_explanation, steps_of
 
+    if as_json:
+        from device_agents.wire import encode
+
+        steps = [encode(step) for step in steps_of(opened.manifest, artifact)]
+        own = {} if named is None else {"artifact": encode(named), "steps": steps}
+        emit_json("explain", {**bundle_json(opened), **own})
+        return
     out().print(render_explanation(opened, artifact))

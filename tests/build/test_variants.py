@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from edgevit.cli import run_cli
 from edgevit.errors import BuildError
 from edgevit.model import ModelSource
 from edgevit.report.bundle_view import render_explanation
@@ -28,7 +30,9 @@ def shown(renderable: object) -> str:
     return console.export_text()
 
 
-def test_every_scheme_and_format_is_one_artifact_with_its_own_report(build: Build, images: Path, tmp_path: Path) -> None:
+def test_every_scheme_and_format_is_one_artifact_with_its_own_report(
+    build: Build, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = recipe(tmp_path, "fp32", "int8-dynamic", "int8-static")
     bundle = build(path, ("onnx", "tflite"), calib_data=images, eval_data=images)
     manifest = bundle.manifest
@@ -47,6 +51,10 @@ def test_every_scheme_and_format_is_one_artifact_with_its_own_report(build: Buil
     one = shown(render_explanation(bundle, "tflite-int8-static"))
     assert "int8-static: " in one and "step quantize (onnx-int8-dynamic" not in one, "one artifact is explained with its own"
     assert "step quantize (onnx-int8-dynamic, tflite-int8-dynamic)" in shown(render_explanation(bundle, None))
+    assert run_cli(["explain", str(bundle.path), "tflite-int8-static", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["artifact"]["name"] == "tflite-int8-static", "the artifact that was asked for, as the tables have it"
+    assert [s["artifacts"] for s in told["steps"]] == [[], ["onnx-int8-static", "tflite-int8-static"]]
 
 
 def test_an_artifact_among_variants_is_the_one_its_own_recipe_makes(build: Build, images: Path, tmp_path: Path) -> None:
