@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgevit.fleet.check import proven_runtimes
+
 if TYPE_CHECKING:
     from device_agents.wire import Facts
     from edgevit.fleet.agent import Provisioned
@@ -24,12 +26,23 @@ def render_provision(name: str, prepared: Prepared, facts: Facts, done: Provisio
         if not prepared.signs:
             lines.append(Text("your key would be allowed to sign for it", style="dim"))
     else:
-        runtimes = ", ".join(f"{r.runtime} {r.version}" for r in facts.runtimes)
+        runtimes = ", ".join(proven_runtimes(facts))
         signers = f"{facts.signers} signer{'s' if facts.signers != 1 else ''}"
         what = f"{done.received_bytes / 1e6:.1f} MB sent" if done.made else "nothing to do"
         lines.append(Text.assemble((name, "bold"), f": {runtimes}; Python {facts.runtime_python}; {signers}; {what}"))
+        lines += [
+            Text(f"does not work there: {name}: {why}", style="yellow") for name, why in _failing(prepared, facts).items()
+        ]
     lines += [Text(f"left out: {reason}", style="yellow") for reason in prepared.plan.without]
     return Group(*lines)
+
+
+def _failing(prepared: Prepared, facts: Facts) -> dict[str, str]:
+    """The runtimes that were to be there and passed no inference, with why: another one did, so provisioning went on."""
+    proven = {r.runtime for r in facts.runtimes if any(p.proven for p in r.providers)}
+    details = {r.runtime: "; ".join(f"{p.name}: {p.detail}" for p in r.providers) for r in facts.runtimes}
+    lacking = [runtime for runtime in prepared.plan.runtimes if runtime not in proven]
+    return {name: details.get(name) or facts.absent.get(name) or "it was not found" for name in lacking}
 
 
 def _wheels(prepared: Prepared) -> list[RenderableType]:
@@ -84,7 +97,10 @@ def as_values(prepared: Prepared, facts: Facts, done: Provisioned | None) -> dic
         "free_bytes": prepared.free_bytes,
         "keep": list(prepared.plan.keep),
         "without": list(prepared.plan.without),
+        "failing": {} if done is None else _failing(prepared, facts),
         "made": None if done is None else done.made,
         "sent_bytes": None if done is None else done.received_bytes,
-        "runtimes": [{"runtime": r.runtime, "version": r.version} for r in facts.runtimes],
+        "runtimes": [
+            {"runtime": r.runtime, "version": r.version} for r in facts.runtimes if any(p.proven for p in r.providers)
+        ],
     }

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from rich.console import Console
 
 from device_agents import wire
 from edgevit.errors import NotProvisioned
 from edgevit.fleet import provision
-from edgevit.fleet.agent import Have
+from edgevit.fleet.agent import Have, Provisioned
 from edgevit.fleet.provision import PILLOW, Prepared, Wishes, plan_provision, prepare
 from edgevit.fleet.wheel_index import FoundWheel, IndexUnreachable, NoWheel
 from edgevit.fleet.wheel_platform import WheelPlatform
 from edgevit.profile import load_profile
 from edgevit.progress import Progress, Quiet
+from edgevit.report.provision_view import as_values, render_provision
 from tests.support.runs import facts
 from tests.support.wheels import make_wheel
 
@@ -152,6 +155,23 @@ def test_without_an_index_what_is_there_goes_on(index: type[Index]) -> None:
             prepared("raspberry-pi-4b", device, Wishes())
     with pytest.raises(IndexUnreachable):
         prepared("raspberry-pi-4b", facts(environment=environment(*part)), Wishes(with_pillow=True))
+
+
+def test_a_runtime_that_was_sent_and_works_not_is_named(index: type[Index]) -> None:
+    """The other one passed its inference, so the environment is in use; neither may look as if both did."""
+    onnx, litert = wire.RuntimeFact("onnxruntime", "1.31.1", (wire.ProviderFact("CPUExecutionProvider", True),)), "litert"
+    mismatch = wire.RuntimeFact(litert, "2.3.0", (wire.ProviderFact("XNNPACK", False, "provider-mismatch: computes (0, 4)"),))
+    made = prepared("raspberry-pi-4b", facts(runtimes=()))
+    for found, why in (
+        (facts(runtimes=(onnx,), absent={litert: "no-runtime: libfoo.so.1 is lacking"}), "libfoo.so.1 is lacking"),
+        (facts(runtimes=(onnx, mismatch)), "XNNPACK: provider-mismatch: computes (0, 4)"),
+    ):
+        stream = io.StringIO()
+        Console(file=stream, width=100).print(render_provision("box", made, found, Provisioned(True, 10)))
+        said, values = " ".join(stream.getvalue().split()), as_values(made, found, Provisioned(True, 10))
+        assert "box: onnxruntime 1.31.1; Python" in said and "does not work there: litert: " in said and why in said
+        assert [r["runtime"] for r in values["runtimes"]] == ["onnxruntime"] and why in values["failing"][litert]
+    assert as_values(made, facts(), Provisioned(True, 10))["failing"] == {}
 
 
 def test_only_what_is_added_is_sent() -> None:
