@@ -10,6 +10,7 @@ import click
 from edgevit.cli.connect import Session, each_target
 from edgevit.cli.console import emit_json, json_option, out
 from edgevit.cli.progress_context import showing_progress
+from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
     from device_agents.wire import DaemonStatus
@@ -39,12 +40,14 @@ def install(targets: Sequence[str], kind: str, user: str | None, quota_mb: int |
     """Keep the agent running on TARGETs, and show which protections really hold there."""
     from edgevit.fleet.audit import Action
 
+    if user is not None and kind == "user":
+        raise UsageError("--as names who a system unit runs as; one of the user runs as the SSH user", hint="leave --unit out")
     with showing_progress() as progress:
 
         def work(session: Session) -> DaemonStatus:
             needs = session.profile(session.agent.probe(quick=True)).daemon
             status, _ = session.agent.install_daemon(
-                kind="system" if user and kind == "auto" else kind,
+                kind="system" if user is not None else kind,
                 user=user,
                 groups=needs.groups if needs else (),
                 devices=needs.devices if needs else (),

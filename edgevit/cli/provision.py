@@ -49,6 +49,8 @@ def provision(
     """
     from edgevit.fleet.provision import Wishes
 
+    if upgrade and wheelhouse is not None:
+        raise UsageError("--upgrade asks an index for newer wheels, --wheelhouse asks none", hint="leave one of them out")
     wishes = Wishes(wheelhouse.absolute() if wheelhouse else None, with_pillow, upgrade)
     return provision_targets(targets, sign_key, wishes, dry_run=dry_run, as_json=as_json)
 

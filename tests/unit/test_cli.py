@@ -93,6 +93,8 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
         (["bench", "/nonexistent"], "TARGET"),
         (["build", "deit_tiny_patch16_224", "--random-weights", "--recipe", "fp32", "-o", "x"], "--profile P or --for TARGET"),
         (["target", "probe", "nobody"], "nobody"),
+        (["target", "daemon", "install", "local", "--unit", "user", "--as", "x"], "runs as the SSH user"),
+        (["target", "provision", "local", "--wheelhouse", ".", "--upgrade"], "asks none"),
         (["results", "show"], "nothing has been measured yet"),
         (["report", "-o", "x.html"], "nothing has been measured yet"),
         (["verify", "."], "signing key"),
