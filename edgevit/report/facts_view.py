@@ -45,7 +45,8 @@ def render_facts(name: str, profile: str, facts: Facts) -> RenderableType:
     else:
         table.add_row("active", "nothing")
     if facts.waiting_runs:
-        table.add_row("waiting", f"{len(facts.waiting_runs)} results; next: edgevit collect {name}")
+        count = f"{len(facts.waiting_runs)} run{'s' if len(facts.waiting_runs) != 1 else ''}"
+        table.add_row("waiting", f"{count}, measured or to be; next: edgevit collect {name}")
     table.add_row("agent", f"version {facts.agent_version}, {facts.agent_sha256[:16]}")
     for what, reason in sorted(facts.absent.items()):
         table.add_row(f"no {what}", reason)
@@ -62,8 +63,11 @@ def render_daemon(name: str, status: DaemonStatus) -> RenderableType:
         table.add_row("at work", f"since {state.started_at}, as {state.user}, process {state.pid}")
         if status.resident_mb is not None and status.cpu_seconds is not None:
             table.add_row("takes", f"{status.resident_mb:.1f} MB resident, {status.cpu_seconds:.2f} s of CPU since it started")
+    elif status.at_work:
+        table.add_row("at work", "yes; it does not say yet what it runs under")
     else:
-        table.add_row("at work", f"no; next: edgevit target daemon install {name}")
+        step = "logs" if status.kind else "install"
+        table.add_row("at work", f"no; next: edgevit target daemon {step} {name}")
     kind = f"{status.kind} unit {status.unit}: " if status.kind else ""
     table.add_row("systemd", kind + status.unit_state)
     table.add_row("queue", f"{len(status.queued)} jobs wait")
