@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, Iterator, Optional, Set
 
 from device_agents import wire
 from device_agents.clock import utc_now
@@ -21,6 +23,7 @@ from device_agents.supervise import run_worker, runtime_python
 from device_agents.verify import check_version
 
 MAX_SIGNERS = 10_000
+SIGNERS_WAIT_S = 10.0
 GOLDEN_TIMEOUT_S = 600.0
 
 
@@ -133,15 +136,34 @@ def allow(store: Store, console: Console) -> Dict[str, Any]:
     new = [parse_signer_line(str(line)) for line in request["lines"]]
     revoked = {str(fingerprint) for fingerprint in request.get("revoke", [])}
     store.create()
-    before = read_signers(store)
-    kept = [] if request.get("replace", False) else before
-    added = [line for line in dict.fromkeys(new) if line not in kept]
-    lines = [line for line in kept + added if not _is_of(line, revoked)]
-    if len(lines) > MAX_SIGNERS:
-        raise Refused("bad-request", "allow: {:,} signers, at most {:,}".format(len(lines), MAX_SIGNERS))
-    if lines != before:
-        store.write(store.signers_path, "".join(line + "\n" for line in lines).encode("utf-8"))
+    with _alone_at_signers(store):
+        before = read_signers(store)
+        kept = [] if request.get("replace", False) else before
+        added = [line for line in dict.fromkeys(new) if line not in kept]
+        lines = [line for line in kept + added if not _is_of(line, revoked)]
+        if len(lines) > MAX_SIGNERS:
+            raise Refused("bad-request", "allow: {:,} signers, at most {:,}".format(len(lines), MAX_SIGNERS))
+        if lines != before:
+            store.write(store.signers_path, "".join(line + "\n" for line in lines).encode("utf-8"))
     return {"signers": len(lines), "added": len(added), "removed": sum(line not in lines for line in before)}
+
+
+@contextlib.contextmanager
+def _alone_at_signers(store: Store) -> Iterator[None]:
+    """Of two who change the file at once, the second must not bring back what the first revoked. The root itself is locked: a
+    file for it could not be made on a full disk."""
+    deadline = time.monotonic() + SIGNERS_WAIT_S
+    while True:
+        lock = store.try_lock(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if lock is not None:
+            break
+        if time.monotonic() >= deadline:
+            raise Refused("busy", "somebody else has been changing who may sign for over {:.0f} s".format(SIGNERS_WAIT_S))
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _is_of(line: str, fingerprints: "Set[str]") -> bool:

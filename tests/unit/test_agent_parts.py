@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -15,14 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device_agents import golden, measure, pixels, wire
+from device_agents import activate, golden, measure, pixels, wire
 from device_agents.errors import Refused, printable
 from device_agents.runtimes import check_scheme
 from device_agents.runtimes.onnx import refuse_external_data
 from device_agents.serve import fit_result
+from device_agents.store import Store
 from edgevit.agentpack import LAUNCHER, agent_pyz
 from tests.support import runs
-from tests.support.agent_bundle import MEAN, SIDE, STD, normalised, tiny_images, tiny_onnx
+from tests.support.agent_bundle import MEAN, SIDE, STD, make_signer, normalised, tiny_images, tiny_onnx
 
 AGENT = Path(__file__).parent.parent.parent / "device_agents"
 PREPROCESSING = wire.Preprocessing(SIDE, SIDE, SIDE, "bilinear", "center", MEAN, STD)
@@ -316,3 +319,28 @@ def test_a_result_that_is_too_big_to_come_home_is_made_smaller_evenly() -> None:
     assert short == run.measurements[1] and thinned.status == run.status
     lost = wire.loads(wire.Run, fit_result(run, 10_000), "run", 10_000)
     assert (lost.status, lost.measurements, lost.job) == ("failed", (), run.job) and "can be brought home" in lost.reason
+
+
+class Asked:
+    """A console that hands one request over."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
+
+    def read_json(self, what: str) -> dict[str, Any]:
+        return self._request
+
+
+def test_who_may_sign_is_changed_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else of two at once, the second to write brings back the key that the first revoked."""
+    store, line = Store(tmp_path / "root"), make_signer(tmp_path, "k").line()
+    activate.allow(store, Asked({"lines": [line]}))  # type: ignore[arg-type]
+    monkeypatch.setattr(activate, "SIGNERS_WAIT_S", 0.0)
+    other = os.open(store.root, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(Refused, match="who may sign") as caught:
+        activate.allow(store, Asked({"lines": [], "replace": True}))  # type: ignore[arg-type]
+    assert caught.value.code == "busy" and activate.read_signers(store) == [line]
+    os.close(other)
+    activate.allow(store, Asked({"lines": [], "replace": True}))  # type: ignore[arg-type]
+    assert activate.read_signers(store) == []
