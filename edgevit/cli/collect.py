@@ -14,7 +14,7 @@ from edgevit.cli.bench import deliver
 from edgevit.cli.connect import Session, at_once_option, open_session, say_stopping, select_targets, show_failures
 from edgevit.cli.console import emit_json, json_option, say
 from edgevit.cli.progress_context import showing_progress
-from edgevit.errors import EdgevitError, UnknownName, UsageError
+from edgevit.errors import DeviceError, EdgevitError, UnknownName, UsageError
 from edgevit.fleet import outbox
 from edgevit.fleet.outbox import Entry, Hold, Listing
 from edgevit.schedule import Piece, Rest, Turn, device_of, run_schedule
@@ -67,12 +67,10 @@ def collect(targets: Sequence[str], wait: bool, cancelled: Sequence[str], at_onc
     taken += collecting.taken
     _show(_Report(taken, collecting.sent, homes, left), as_json)
     if unknown := [run for run in cancelled if run not in {*taken, *collecting.ended}]:
-        unreached = code == 3
-        where = ", ".join(t.name for t in chosen)
-        raise UsageError(
-            f"no run {', '.join(unknown)} is queued or running on {where}" + (" (not all were reached)" if unreached else ""),
-            hint="edgevit collect",
-        )
+        nowhere = f"no run {', '.join(unknown)} is queued or running on {', '.join(t.name for t in chosen)}"
+        if code == 3:
+            raise DeviceError(f"{nowhere}, as far as they were reached", hint="the same command once the others can be reached")
+        raise UsageError(nowhere, hint="edgevit collect")
     return code
 
 

@@ -154,6 +154,12 @@ def test_a_target_that_cannot_be_trusted_anew_does_not_keep_the_next_from_it(
     assert "local: is this machine" in said
 
 
+def test_a_run_to_cancel_may_be_on_a_device_that_is_off(off: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run = "20260131-120000-0123abcd"
+    assert run_cli(["collect", "off-1", "--cancel", run]) == 3, "whether it is there cannot be told"
+    assert f"no run {run} is queued or running on off-1, as far as they were reached" in capsys.readouterr().err
+
+
 def test_the_fleet_file_is_named_anywhere_on_the_line_for_that_line_alone(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
