@@ -67,7 +67,8 @@ def _answer_lines(a: Answer) -> list[Text]:
     elif a.nearest is None:
         lines.append(Text.assemble((f"{a.target}: ", "bold"), ("nothing was found", "bold red")))
     else:
-        lines.append(Text.assemble((f"{a.target}: ", "bold"), ("nothing meets the limits", "bold red")))
+        word = "no winner yet" if a.dead else "nothing meets the limits"
+        lines.append(Text.assemble((f"{a.target}: ", "bold"), (word, "bold red")))
         lines.append(Text(f"  nearest: {one_line(a.nearest)}"))
         lines += [Text(f"  it misses: {text}") for text in a.nearest.misses]
     if a.dead:

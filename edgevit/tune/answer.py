@@ -9,7 +9,7 @@ from typing import Any
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.figures import Figures
 from edgevit.tune.latency import LatencyTable
-from edgevit.tune.limits import misses, not_known
+from edgevit.tune.limits import Miss, Reached, misses, not_known
 from edgevit.tune.search import Search
 from edgevit.tune.space import recipe_yaml
 
@@ -66,7 +66,7 @@ def _misses(search: Search, c: Candidate, figures: Figures | None, target: str) 
     if not c.built:
         return (f"{c.state}: {c.reason}",)
     reached = c.reached if figures is None else figures.reached(c)
-    found = [m.text for m in misses(reached, search.limits)]
+    found = [m.text for m in _missed(search, c, reached, target)]
     if figures is None:
         return (*found, c.hopeless.get(target, "") or "it was not measured there") if not found else tuple(found)
     if figures.failure or figures.doubt:
@@ -79,18 +79,40 @@ def _misses(search: Search, c: Candidate, figures: Figures | None, target: str) 
     return tuple(found)
 
 
+def _missed(search: Search, c: Candidate, reached: Reached, target: str) -> tuple[Miss, ...]:
+    """The limits it does not hold; where its p90 was not measured there, it is above the p50 that is predicted."""
+    found, most = misses(reached, search.limits), search.limits.p90_ms
+    if most is None or reached.p90_ms is not None:
+        return found
+    predicted = search.table(target).predict(c.kind, c.macs)
+    if predicted is None or predicted <= most:
+        return found
+    return (*found, Miss("p90_ms", f"p90 predicted above {predicted:.2f} ms, at most {most:g}", predicted / most - 1.0))
+
+
 def _nearest(search: Search, target: str) -> Rated | None:
-    """The candidate that misses the limits by the least in sum; of equals the measured, then the fastest."""
+    """The candidate that misses the limits by the least in sum; of equals the measured, then the fastest. What was given up
+    on there comes last."""
     ranked = []
     for c in search.candidates.values():
         if not c.built:
             continue
         one = rate(search, target, c)
         reached = c.reached if one.figures is None else one.figures.reached(c)
-        missed = misses(reached, search.limits)
+        missed = _missed(search, c, reached, target)
         ms = one.figures.p50_ms if one.figures is not None else None
-        ranked.append(((sum(m.share for m in missed), ms is None, ms or 0.0, c.number), one))
-    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+        ranked.append(((target in c.hopeless, sum(m.share for m in missed), ms is None, ms or 0.0, c.number), one))
+    if not ranked:
+        return None
+    nearest = min(ranked, key=lambda pair: pair[0])[1]
+    return nearest if nearest.misses else dataclasses.replace(nearest, misses=(_unconfirmed(search, target, nearest),))
+
+
+def _unconfirmed(search: Search, target: str, rated: Rated) -> str:
+    """Why a candidate that held every limit in the search is no winner."""
+    found = search.figures(target, search.confirm_plan).get(rated.candidate.key)
+    why = "" if found is None else found.failure or found.doubt
+    return f"measured at length it gave no figure: {why}" if why else "it was not measured at length"
 
 
 def _ended(c: Candidate, figures: Figures | None, target: str) -> str:

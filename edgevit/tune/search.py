@@ -397,15 +397,15 @@ class Search:
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     def ranked(self, target: str) -> list[Candidate]:
-        """Candidates that hold every limit on a target as measured in the search, fastest first."""
+        """Candidates that miss no limit on a target as far as the search measured it, fastest first. What its few samples do
+        not tell of a slow board or a slow sensor, the confirmation does."""
         found = self.figures(target)
         fit = []
         for c in self.candidates.values():
             f = found.get(c.key)
             if f is None or f.p50_ms is None or not c.built:
                 continue
-            reached = f.reached(c)
-            if not misses(reached, self.limits) and not not_known(reached, self.limits):
+            if not misses(f.reached(c), self.limits):
                 fit.append((f.p50_ms, c.number))
         return [self.candidates[n] for _, n in sorted(fit)]
 
@@ -433,12 +433,18 @@ class Search:
                 known = self.figures(target, self.confirm_plan)
                 open_ = [c for c in self.ranked(target) if not _done(known.get(c.key)) and target not in c.hopeless]
                 first = [c for c in self.ranked(target)[:best] if c in open_]
-                take = first or (open_[:best] if self.winner(target) is None else [])
+                take = first or (open_[:best] if self.winner(target) is None and not self._untellable(target) else [])
                 if take:
                     wanted[target] = [*([self.baseline] if self.baseline not in take else []), *take]
             if not wanted:
                 return
             self._take(wanted, self.confirm_plan)
+
+    def _untellable(self, target: str) -> bool:
+        """Whether a limit stayed unknown of all that was confirmed there: it would of any other candidate, too."""
+        known = self.figures(target, self.confirm_plan)
+        told = [f.reached(c) for c in self.ranked(target) if (f := known.get(c.key)) is not None and f.usable]
+        return bool(told) and all(not_known(one, self.limits) for one in told)
 
     def _say(self) -> None:
         text = f"{len(self.candidates)} candidates"

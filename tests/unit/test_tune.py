@@ -442,6 +442,71 @@ def test_where_nothing_meets_the_limits_the_nearest_is_named_with_what_it_misses
     one.trials.close()
 
 
+def remade(came: Measured, **changes: Any) -> Measured:
+    """What came home, with every series changed."""
+
+    def change(run: Any) -> Any:
+        changed = [replace(m, series=tuple(replace(s, **changes) for s in m.series)) for m in run.measurements]
+        return replace(run, measurements=tuple(changed))
+
+    return replace(came, runs={target: [change(run) for run in group] for target, group in came.runs.items()})
+
+
+def test_what_could_not_be_fast_enough_is_not_called_the_nearest(tmp_path: Path) -> None:
+    one = search(tmp_path, Bench(Limits(0.5, p90_ms=4.0)), trials=40)
+    one.go()
+    assert any("strong" in c.hopeless for c in one.candidates.values())
+    nearest = answer(one, "strong").nearest
+    assert nearest is not None and nearest.figures is not None, f"{nearest.misses} misses by nobody knows how much"
+    assert nearest.misses[0].startswith("p90") and "predicted" not in nearest.misses[0]
+    one.trials.close()
+
+
+def test_what_the_confirmation_made_of_the_nearest_is_said(tmp_path: Path) -> None:
+    class Crowded(Bench):
+        def measure(self, wanted: Mapping[str, Sequence[Candidate]], plan: Any) -> Measured:
+            came = super().measure(wanted, plan)
+            return remade(came, foreign_cpu=6.0) if plan.name == "quick" else came
+
+    one = search(tmp_path, Crowded(LIMITS), trials=6)
+    one.go()
+    found = answer(one, "strong")
+    assert found.winner is None and found.nearest is not None
+    shown = printed(render_answers([found], one.limits, one.ended))
+    assert "it misses: measured at length it gave no figure: INVALID" in shown, "it held all limits, and nothing meets them"
+    one.trials.close()
+
+
+class Slow(Bench):
+    """So few samples come in time in the plans named ``short`` that they tell no p90."""
+
+    short: tuple[str, ...] = ("tune",)
+
+    def measure(self, wanted: Mapping[str, Sequence[Candidate]], plan: Any) -> Measured:
+        came = super().measure(wanted, plan)
+        return remade(came, samples_ns=(10**7,) * 20) if plan.name in self.short else came
+
+
+def test_a_board_too_slow_for_a_p90_in_the_search_has_its_winner_by_the_confirmation(tmp_path: Path) -> None:
+    one = search(tmp_path, Slow(Limits(0.5, p90_ms=30.0)), trials=8)
+    one.go()
+    won = one.winner("strong")
+    assert won is not None and won[1].p90_ms is not None and won[1].p90_ms <= 30.0
+    one.trials.close()
+
+
+def test_a_limit_that_no_confirmation_tells_does_not_confirm_everything(tmp_path: Path) -> None:
+    bench = Slow(Limits(0.5, p90_ms=30.0))
+    bench.short = ("tune", "quick")
+    one = search(tmp_path, bench, trials=16)
+    one.go()
+    found = answer(one, "strong")
+    assert found.winner is None and found.nearest is not None
+    assert any("p90_ms was not measured" in text for text in found.nearest.misses)
+    assert len(one.ranked("strong")) > 4 and len({key for _, plan, key in bench.measured if plan == "quick"}) <= 4
+    one.trials.close()
+
+
 def test_invalid_figures_count_only_anyway_and_are_not_measured_for_ever(tmp_path: Path) -> None:
     bench = Bench(LIMITS, invalid=True)
     one = search(tmp_path / "a", bench, trials=6)
