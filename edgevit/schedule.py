@@ -178,6 +178,7 @@ def over_targets(
     *,
     at_once: int = AT_ONCE,
     device: Callable[[str], str] = str,
+    on_stop: Callable[[], None] | None = None,
 ) -> tuple[list[tuple[str, T]], list[tuple[str, EdgevitError]]]:
     """``work`` once for each name, as :func:`run_schedule` does it: (what came back, what failed), in the given order.
 
@@ -187,7 +188,7 @@ def over_targets(
     def piece(name: str) -> Piece[T]:
         return Piece(name, device(name), lambda _turn: work(name))
 
-    return sort_outcomes(run_schedule([piece(name) for name in names], at_once=at_once))
+    return sort_outcomes(run_schedule([piece(name) for name in names], at_once=at_once, on_stop=on_stop))
 
 
 def sort_outcomes(outcomes: Sequence[Outcome[T]]) -> tuple[list[tuple[str, T]], list[tuple[str, EdgevitError]]]:

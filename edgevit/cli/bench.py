@@ -15,6 +15,7 @@ from edgevit.cli.connect import (
     at_once_option,
     max_rate_option,
     open_session,
+    over_devices,
     say_stopping,
     select_targets,
     show_failures,
@@ -26,7 +27,7 @@ from edgevit.cli.progress_context import showing_progress
 from edgevit.cli.results import show_batch
 from edgevit.cli.selection import gate_options, make_gates, show_variants
 from edgevit.errors import DeviceRefused, EdgevitError, LostLink, Unreachable, UsageError
-from edgevit.schedule import AT_ONCE, Piece, Rest, Turn, device_of, over_targets, run_schedule, sort_outcomes
+from edgevit.schedule import AT_ONCE, Piece, Rest, Turn, device_of, run_schedule, sort_outcomes
 from edgevit.select import Gates
 from edgevit.variants import name_variant
 
@@ -339,7 +340,7 @@ def _submit_all(fleet: FleetBench, chosen: Sequence[Target], at_once: int, as_js
             _bring_home(session, fleet.store, fleet.progress)
             return deliver(session, entries[name], fleet.store, fleet.progress, fleet.wanted)
 
-    _, failed = over_targets(list(entries), send, at_once=at_once, device=lambda name: device_of(by_name[name]))
+    _, failed = over_devices({name: by_name[name] for name in entries}, send, at_once=at_once)
     waiting = {name: error for name, error in failed if isinstance(error, Unreachable | LostLink)}
     refused = [(name, error) for name, error in failed if name not in waiting]
     for name, _ in refused:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,8 +150,19 @@ def each_target(
             session = opened.enter_context(open_session(targets[name], sign_key))
             return work(replace(session, record=record))
 
-    done, failed = over_targets(list(targets), one, at_once=at_once, device=lambda name: device_of(targets[name]))
+    done, failed = over_devices(targets, one, at_once=at_once)
     return done, show_failures(failed)
+
+
+def over_devices(
+    targets: Mapping[str, Target], work: Callable[[str], T], *, at_once: int
+) -> tuple[list[tuple[str, T]], list[tuple[str, EdgevitError]]]:
+    """:func:`edgevit.schedule.over_targets`, never two pieces of work on one device; Ctrl-C is answered."""
+
+    def on_stop() -> None:
+        say("stopping: no other device is begun, what is under way is finished; Ctrl-C again leaves at once")
+
+    return over_targets(list(targets), work, at_once=at_once, device=lambda name: device_of(targets[name]), on_stop=on_stop)
 
 
 def say_stopping() -> None:

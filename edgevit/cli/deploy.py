@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from device_agents.wire import encode
-from edgevit.cli.connect import Session, at_once_option, max_rate_option, open_session, select_targets, show_failures
+from edgevit.cli.connect import (
+    Session,
+    at_once_option,
+    max_rate_option,
+    open_session,
+    over_devices,
+    select_targets,
+    show_failures,
+)
 from edgevit.cli.console import emit_json, error_json, json_option, out, say
 from edgevit.cli.model_options import FILE
 from edgevit.cli.progress_context import showing_progress
 from edgevit.cli.rollout_options import Rollout, rollout_options
 from edgevit.cli.selection import gate_options, make_gates
 from edgevit.fleet.retry import RETRIES
-from edgevit.schedule import AT_ONCE, device_of, over_targets
+from edgevit.schedule import AT_ONCE
 from edgevit.select import POLICIES
 
 if TYPE_CHECKING:
@@ -213,7 +221,7 @@ def on_devices(
                     over[0] += 1
                     progress.advance("all devices", over[0])
 
-        done, failed = over_targets(list(by_name), one, at_once=at_once, device=lambda name: device_of(by_name[name]))
+        done, failed = over_devices(by_name, one, at_once=at_once)
         progress.finish("all devices", f"{title}: {len(done)} of {len(targets)} done")
     return done, failed
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgevit.cli import exit_code_of
-from edgevit.cli.connect import at_once_option, select_targets
+from edgevit.cli.connect import at_once_option, over_devices, select_targets
 from edgevit.cli.console import emit_json, json_option, out, say
 from edgevit.cli.progress_context import showing_progress
 from edgevit.errors import UnknownName, UsageError
@@ -101,19 +101,13 @@ def status(targets: Sequence[str], limit_s: float, at_once: int, as_json: bool) 
     from edgevit.places import audit_path
     from edgevit.report.fleet_view import json_status, render_status
     from edgevit.results.store import open_store
-    from edgevit.schedule import device_of, over_targets
 
     chosen = {target.name: target for target in chosen_targets(targets)}
     log = read_log(audit_path())
     warn_unreadable(log.unreadable)
     with open_store() as store, showing_progress() as progress:
         progress.start("fleet", f"asking {count_targets(chosen)}")
-        answered, failed = over_targets(
-            list(chosen),
-            lambda name: probe_bounded(chosen[name], NoNewKeys(), limit_s),
-            at_once=at_once,
-            device=lambda name: device_of(chosen[name]),
-        )
+        answered, failed = over_devices(chosen, lambda name: probe_bounded(chosen[name], NoNewKeys(), limit_s), at_once=at_once)
         progress.finish("fleet", f"asked {count_targets(chosen)}")
         found: dict[str, TargetStatus] = {}
         for name, facts in answered:

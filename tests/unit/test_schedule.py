@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgevit.cli import connect
+from edgevit.cli.deploy import on_devices
 from edgevit.errors import EdgevitError, Unreachable
 from edgevit.fleet.inventory import Target, local_target
+from edgevit.progress import Progress
 from edgevit.schedule import Piece, Rest, Turn, choose_next, device_of, over_targets, run_schedule, sort_outcomes
 
 
@@ -144,3 +147,22 @@ def test_two_names_of_one_address_are_one_device() -> None:
     watch = Watch()
     over_targets(["a", "b"], lambda name: watch("one"), device=lambda _name: "one")
     assert watch.most_on_one == 1
+
+
+def test_ctrl_c_in_a_deployment_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is under way may take minutes more, and a command that says nothing then looks as if it hung."""
+    said: list[str] = []
+    told = threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    def work(target: Target, _progress: Progress) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told.wait(120)
+
+    monkeypatch.setattr(connect, "say", say)
+    with pytest.raises(KeyboardInterrupt):
+        on_devices("deploying", [Target(name="a", host="a"), Target(name="b", host="b")], work, at_once=1)
+    assert len(said) == 1 and "no other device is begun" in said[0]
