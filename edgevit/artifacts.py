@@ -191,6 +191,8 @@ def make_variants(
         names: list[str] = []
         try:
             quantized = apply_step(state, config, context)
+            if config is quantizations[-1]:
+                context.found.clear()  # Before the exporters take their share of the memory.
         except BuildError as e:
             if not several:
                 raise

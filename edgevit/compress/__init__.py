@@ -8,10 +8,10 @@ the module that is exported, and decides a :class:`~edgevit.quantspec.QuantSpec`
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from device_agents.wire import Preprocessing, StepReport
 from edgevit.errors import BuildError, DataError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 Json = Any
 """What JSON can hold: the plan of a structural step."""
@@ -60,6 +62,15 @@ class StepContext:
     on_progress: Progress
     formats: tuple[str, ...] = ("onnx", "tflite")
     """What the module will be exported as: the quantize step may prepare it for each by itself."""
+    found: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was worked out for one scheme of a build and serves the next."""
+
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What ``work`` gave when it was first asked for under ``key``."""
+        if key not in self.found:
+            self.found[key] = work()
+        found: T = self.found[key]
+        return found
 
     def real_images(self, step: str) -> NDArray[np.uint8]:
         """Calibration pixels (N, height, width, 3), or :class:`DataError` where a person gave none."""

@@ -9,8 +9,9 @@ float: the fused integer softmax of ONNX Runtime is wrong near uniform attention
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import StepReport
@@ -18,6 +19,7 @@ from edgevit.compress import Compressed, StepContext
 from edgevit.compress.calibrate import LayerRange, Watch, choose_ranges, normalise, observe
 from edgevit.compress.equalise import equalise, fold_batch_norms, run_hooked, trace_readers
 from edgevit.compress.fold import fold_norms
+from edgevit.compress.replay import Replay
 from edgevit.compress.rounding import Grid, output_error, round_weight
 from edgevit.compress.row_ranges import IMAGES, layers_for_rows
 from edgevit.compress.smooth import balance_attention, hold_scales, smooth_norms
@@ -42,11 +44,12 @@ speed of those without in ONNX Runtime, and at 0.95 to 0.97 in LiteRT."""
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A module equal to the one that came, and what was done to which of its layers."""
+    """A module equal to the one that came, what was done to which of its layers, and what these saw on calibration images."""
 
     module: torch.nn.Module
     notes: Mapping[str, str]
     smoothed: tuple[str, ...] = ()
+    watches: Mapping[str, Watch] = field(default_factory=dict)
 
 
 def int8(state: Compressed, config: QuantizeConfig, context: StepContext) -> Compressed:
@@ -66,10 +69,9 @@ def int8(state: Compressed, config: QuantizeConfig, context: StepContext) -> Com
     _verify_finite(state.module, [n for n, _, _ in found])
     pixels = context.calibration.pixels[: config.images]
     x = normalise(pixels[:2], state.preprocessing)
-    prepared = _folded(state.module, x)
-    if context.calibration.real and config.smooth:
-        prepared = _smoothed(_balanced(prepared, x, state, pixels, context), x, state, pixels, context)
-    module, spec, details = _quantized(prepared, state, config, context, pixels)
+    common = ("int8", state.module, config.images, config.smooth, config.rounding)
+    prepared = context.once(common, lambda: _prepared(state, config, context, pixels))
+    module, spec, details = _quantized(prepared, state, config, context, common)
     made = replace(state, module=module, spec=spec)
     if context.calibration.real:
         made = _with_rows(made, details, config.row_share, context, pixels)
@@ -87,15 +89,16 @@ def _with_rows(
     by their largest magnitude before, and gives outputs as float."""
     module, spec = state.module, state.spec
     static = spec.scheme == "int8-static"
-    x = normalise(pixels[:IMAGES], state.preprocessing)
+    formats = [f for f in context.formats if static or f != "tflite"]
+    if not formats or share == 0:
+        return state
+    replay = Replay(module, normalise(pixels[:IMAGES], state.preprocessing), [one.name for one in spec.layers])
     made = {}
-    for format_ in context.formats:
+    for format_ in formats:
         lite = format_ == "tflite"
-        if lite and not static:
-            continue
         context.on_progress.start("rows", "measuring activations", len(spec.layers), "layers")
         wanted = ROW_SHARES[format_] if share is None else share
-        chosen = layers_for_rows(module, spec.layers, wanted, x, outputs=lite)
+        chosen = layers_for_rows(replay, spec.layers, wanted, outputs=lite)
         context.on_progress.finish("rows", f"{len(chosen)} layers take a range for each row")
         for name, (now, rows) in chosen.items():
             changes = f"outputs change by {100 * now**0.5:.2g} % with one range, {100 * rows**0.5:.2g} % so"
@@ -126,6 +129,17 @@ def _verify_finite(module: torch.nn.Module, layers: list[str]) -> None:
         for part, value in module.get_submodule(name).named_parameters():
             if not bool(torch.isfinite(value).all()):
                 raise BuildError(f"NaN or infinity in {name}.{part}", hint="check the weights")
+
+
+def _prepared(state: Compressed, config: QuantizeConfig, context: StepContext, pixels: NDArray[np.uint8]) -> _Prepared:
+    """Everything that does not depend on the scheme."""
+    x = normalise(pixels[:2], state.preprocessing)
+    prepared = _folded(state.module, x)
+    if not context.calibration.real:
+        return prepared
+    if config.smooth:
+        prepared = _smoothed(_balanced(prepared, x, state, pixels, context), x, state, pixels, context)
+    return replace(prepared, watches=_watch(prepared.module, state, pixels, context, moments=config.rounding == "hessian"))
 
 
 def _folded(module: torch.nn.Module, x: torch.Tensor) -> _Prepared:
@@ -172,17 +186,19 @@ def _largest(watches: Mapping[str, Watch]) -> tuple[dict[str, Any], dict[str, An
 
 
 def _quantized(
-    prepared: _Prepared, state: Compressed, config: QuantizeConfig, context: StepContext, pixels: NDArray[np.uint8]
+    prepared: _Prepared, state: Compressed, config: QuantizeConfig, context: StepContext, common: Hashable
 ) -> tuple[torch.nn.Module, QuantSpec, dict[str, str]]:
     """The module with rounded weights, its QuantSpec, and a line on every layer."""
     import copy
+
+    import torch
 
     from edgevit.compress.quantize import quantizable_layers, unfit_layers
 
     static, real = config.scheme == "int8-static", context.calibration.real
     module = copy.deepcopy(prepared.module)
+    pixels, watches = context.calibration.pixels[: config.images], prepared.watches
     x = normalise(pixels[:1], state.preprocessing)
-    watches = _watch(module, state, pixels, context, moments=config.rounding == "hessian") if real else {}
     first = _image_layer(module, x) if config.first == "float" else ""
     behind = _activations_behind(module, x) if static else {}
     unfit = unfit_layers(module, x)
@@ -203,7 +219,11 @@ def _quantized(
         if static:
             weight = layer.weight.detach() if kind == "linear" else None
             chosen = choose_ranges(watches[name], weight, config.ranges, behind.get(name))
-        scales, error = _round(layer, watches.get(name))
+        rounded = context.once((common, name), functools.partial(_round, layer.weight.detach(), watches.get(name)))
+        scales, error = None, None
+        if rounded is not None:
+            layer.weight = torch.nn.Parameter(rounded.weight.clone(), requires_grad=False)
+            scales, error = rounded.scales.numpy(), rounded.error
         quant = LayerQuant(name, kind, depthwise, 8, "dynamic")
         if chosen is not None:
             quant = replace(quant, activations="static", input_range=chosen.input, output_range=chosen.output)
@@ -219,22 +239,29 @@ def _quantized(
     return module, spec, details
 
 
-def _round(layer: Any, watch: Watch | None) -> tuple[NDArray[np.float32] | None, float | None]:
-    """Put the weight of a linear layer onto the grid of its largest entries ÷ 127, against the Hessian of its inputs; (scales
-    (out, 1), share of the outputs' energy that is error now). Without a Hessian the exporter rounds to nearest."""
+@dataclass(frozen=True)
+class _Rounded:
+    """A weight on its grid, the scales (out, 1), and the share of the outputs' energy that is error now."""
+
+    weight: torch.Tensor
+    scales: torch.Tensor
+    error: float
+
+
+def _round(weight: torch.Tensor, watch: Watch | None) -> _Rounded | None:
+    """The weight of a linear layer on the grid of its largest entries ÷ 127, against the Hessian of its inputs. None without a
+    Hessian: the exporter rounds to nearest."""
     import torch
 
     if watch is None or watch.moments is None:
-        return None, None
-    weight = layer.weight.detach()
+        return None
     largest = weight.abs().amax(1, keepdim=True)
     scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
     hessian = watch.moments.hessian()
     rounded = round_weight(weight, hessian, GRID, scales=scales, sweeps=SWEEPS)
     error = float(output_error(weight, rounded.weight, hessian).sum())
     energy = float(output_error(weight, torch.zeros_like(weight), hessian).sum())
-    layer.weight = torch.nn.Parameter(rounded.weight, requires_grad=False)
-    return rounded.scales.numpy(), error / max(energy, 1e-30)
+    return _Rounded(rounded.weight, rounded.scales, error / max(energy, 1e-30))
 
 
 def _describe(chosen: LayerRange | None, error: float | None, note: str) -> str:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgevit.compress.replay import Replay
 from edgevit.quantspec import LayerQuant, activation_grid
 
 if TYPE_CHECKING:
@@ -19,48 +20,42 @@ if TYPE_CHECKING:
     Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 IMAGES = 8
-"""Measured on this many calibration images: one run of the module over them for each layer, two for likely ones."""
+"""Measured on this many calibration images: one run over them for each layer, two for likely ones."""
 
 
 def layers_for_rows(
-    module: torch.nn.Module, layers: tuple[LayerQuant, ...], share: float, x: torch.Tensor, outputs: bool = False
+    replay: Replay, layers: tuple[LayerQuant, ...], share: float, outputs: bool = False
 ) -> dict[str, tuple[float, float]]:
     """The ``share`` (at most half) of the linear layers that gain most from a range for each row: layer → relative squared
-    change of the module's outputs for ``x`` (N, 3, H, W) that its activations cause alone, with the range they have and with
-    one for each row. ``outputs``: the outputs of static layers are rounded too, those with ranges at run time are not."""
+    change of the module's outputs that its activations cause alone, with the range they have and with one for each row.
+    ``outputs``: the outputs of static layers are rounded too, those with ranges at run time are not."""
     linear = [one for one in layers if one.kind == "linear"]
     # At most half, so that a static file of one linear layer, a classifier behind convolutions, stays static.
     count = min(math.ceil(share * len(linear)), len(linear) // 2)
     if not count:
         return {}
-    now = output_changes(module, {one.name: _roundings(one, outputs) for one in linear}, x)
+    now = output_changes(replay, {one.name: _roundings(one, outputs) for one in linear})
     likely = sorted(now, key=lambda n: -now[n])[: 3 * count]
-    rows = output_changes(module, dict.fromkeys(likely, (round_rows, None)), x)
+    rows = output_changes(replay, dict.fromkeys(likely, (round_rows, None)))
     gains = sorted((n for n in likely if rows[n] < now[n]), key=lambda n: rows[n] - now[n])
     return {n: (now[n], rows[n]) for n in gains[:count]}
 
 
-def output_changes(
-    module: torch.nn.Module, roundings: Mapping[str, tuple[Rounding, Rounding | None]], x: torch.Tensor
-) -> dict[str, float]:
+def output_changes(replay: Replay, roundings: Mapping[str, tuple[Rounding, Rounding | None]]) -> dict[str, float]:
     """Layer → mean over images of the squared change of the module's outputs, relative to them, when that layer's input, and
     its output where there is a second rounding, alone are rounded."""
-    import torch
-
+    size = replay.exact.square().sum(1).clamp_min(1e-12)
     changes = {}
-    with torch.no_grad():
-        exact = module(x)
-        size = exact.square().sum(1).clamp_min(1e-12)
-        for name, (before, after) in roundings.items():
-            layer = module.get_submodule(name)
-            hooks = [layer.register_forward_pre_hook(_change_input(before))]
-            if after is not None:
-                hooks.append(layer.register_forward_hook(_change_output(after)))
-            try:
-                changes[name] = float(((module(x) - exact).square().sum(1) / size).mean())
-            finally:
-                for hook in hooks:
-                    hook.remove()
+    for name, (before, after) in roundings.items():
+        layer = replay.module.get_submodule(name)
+        hooks = [layer.register_forward_pre_hook(_change_input(before))]
+        if after is not None:
+            hooks.append(layer.register_forward_hook(_change_output(after)))
+        try:
+            changes[name] = float(((replay.run(name) - replay.exact).square().sum(1) / size).mean())
+        finally:
+            for hook in hooks:
+                hook.remove()
     return changes
 
 

@@ -16,6 +16,7 @@ from edgevit.compress import CalibrationData, Compressed, StepContext, TrainingD
 from edgevit.compress.calibrate import Watch, choose_ranges
 from edgevit.compress.equalise import balance, chains, equalise, fold_batch_norms, trace_readers
 from edgevit.compress.quantize import QuantizeConfig
+from edgevit.compress.replay import Replay
 from edgevit.compress.row_ranges import layers_for_rows, round_rows
 from edgevit.compress.smooth import balance_attention, hold_scales, smooth_norms
 from edgevit.errors import BuildError, DataError
@@ -37,14 +38,22 @@ def vit() -> LoadedModel:
 def carry_out(
     model: LoadedModel, scheme: str, real: bool = True, formats: tuple[str, ...] = ("onnx",), **more: Any
 ) -> Compressed:
+    return carry_out_all(model, [scheme], Recorder(), real, formats, **more)[0]
+
+
+def carry_out_all(
+    model: LoadedModel, schemes: list[str], told: Recorder, real: bool, formats: tuple[str, ...], **more: Any
+) -> list[Compressed]:
+    """Several schemes of one build."""
     pixels = synthetic_images(16, model.preprocessing)
 
     def no_training() -> TrainingData:
         raise AssertionError("int8 does not train")
 
-    context = StepContext(CalibrationData(pixels, None, real), no_training, 8, Path("unused"), Recorder(), formats)
+    context = StepContext(CalibrationData(pixels, None, real), no_training, 8, Path("unused"), told, formats)
     start = Compressed(model.module, model.preprocessing, model.module)
-    return apply_step(start, QuantizeConfig(scheme=scheme, **more), context)  # type: ignore[arg-type]
+    configs: list[Any] = [QuantizeConfig.model_validate({"scheme": scheme, **more}) for scheme in schemes]
+    return [apply_step(start, config, context) for config in configs]
 
 
 def run(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -211,11 +220,27 @@ def test_the_layers_that_suffer_most_get_a_range_for_each_row(vit: LoadedModel) 
             scaled = x * torch.cat([torch.full((1, 1), 1e-3), torch.ones(15, 1)])
             return self.plain(1e3 * (self.small(scaled) - self.small.bias)[:, :1])[:, 0]
 
-    chosen = layers_for_rows(Uneven(), layers, 0.5, torch.randn(4, 16, 8))
+    replay = Replay(Uneven(), torch.randn(4, 16, 8), ["small", "plain"])
+    chosen = layers_for_rows(replay, layers, 0.5)
     assert list(chosen) == ["small"]
     now, rows = chosen["small"]
     assert rows < now / 100
-    assert layers_for_rows(Uneven(), layers, 0.0, torch.randn(4, 16, 8)) == {}
+    assert layers_for_rows(replay, layers, 0.0) == {}
+
+
+def test_what_two_schemes_of_a_build_share_is_worked_out_once_and_is_what_each_would_work_out(vit: LoadedModel) -> None:
+    schemes, formats = ["int8-dynamic", "int8-static"], ("onnx", "tflite")
+    told = Recorder()
+    together = carry_out_all(vit, schemes, told, True, formats)
+    assert told.said.count("calibrating") == 3, told.said
+    for scheme, state in zip(schemes, together, strict=True):
+        alone = carry_out(vit, scheme, formats=formats)
+        for format_ in formats:
+            (one, spec), (other, expected) = state.carried(format_), alone.carried(format_)
+            assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items()), (scheme, format_)
+            for a, b in zip(spec.layers, expected.layers, strict=True):
+                assert (a.name, a.activations, a.rows, a.input_range) == (b.name, b.activations, b.rows, b.input_range)
+                assert (a.scales is None) == (b.scales is None) and (a.scales is None or np.array_equal(a.scales, b.scales))
 
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
