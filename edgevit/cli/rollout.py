@@ -152,10 +152,9 @@ class _Wave:
             shipped, failed = on_devices(
                 f"wave {self._number}: deploying {self._bundle}",
                 self._targets,
-                lambda target, progress: ship_one(self._order, target, progress, keep_lock=True),
+                self._ship,
                 at_once=self._at_once,
             )
-            course.shipped.update(shipped)
             members = [self._not_shipped(name, error) for name, error in failed]
             if any(m.end == "gate failed" for m in members):
                 members += [Member(name, "passed") for name, _ in shipped]  # the wave goes back whatever they would show
@@ -168,6 +167,11 @@ class _Wave:
         finally:
             self._release()
         return decision
+
+    def _ship(self, target: Target, progress: Progress) -> Shipped:
+        """Noted at once: where Ctrl-C ends the wave, the locks of those shipped so far are given back."""
+        self._course.shipped[target.name] = shipped = ship_one(self._order, target, progress, keep_lock=True)
+        return shipped
 
     def _not_shipped(self, name: str, error: EdgevitError) -> Member:
         self._course.failed.append((name, error))

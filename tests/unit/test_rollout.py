@@ -8,13 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agents.wire import Accuracy, Active, InstalledBundle, Run
+from edgevit.cli import rollout
 from edgevit.cli.rollout_options import make_rollout
+from edgevit.cli.ship import Order, Shipped
 from edgevit.errors import LostLink, Unreachable, UsageError
 from edgevit.fleet.audit import Entry
 from edgevit.fleet.check import judge_pin
@@ -25,6 +29,7 @@ from edgevit.fleet.operator import has_ended, this_operator
 from edgevit.fleet.pace import estimate
 from edgevit.fleet.retry import LONGEST_S, backoff_s, keep_trying
 from edgevit.fleet.rollout import Member, Share, decide, parse_share, plan_waves
+from edgevit.progress import Progress
 from tests.support.bundles import make_manifest
 from tests.support.runs import facts
 from tests.unit.test_compare import change_series, compared
@@ -104,6 +109,27 @@ def test_a_share_of_failures_is_of_those_tried_and_rounded_down() -> None:
     assert decide([], wave, Share(50, True), 1).next == "go on"
     assert decide([], wave, Share(49, True), 1).reasons[0] == "1 of 2 devices failed, 49% allows 0"
     assert decide([], wave, Share(0, False), 1).next == "stop"
+
+
+def test_a_wave_that_ctrl_c_ends_gives_back_the_locks_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every other operator would wait an hour for a roll-out that is over."""
+    given_back: list[str] = []
+    nothing: Any = None
+
+    def ship(_order: Order, target: Target, _progress: Progress, *, keep_lock: bool) -> Shipped:
+        assert keep_lock
+        if target.name == "b":
+            raise KeyboardInterrupt
+        return Shipped(nothing, nothing, nothing, None, None, 1.0, 0, "")
+
+    monkeypatch.setattr(rollout, "ship_one", ship)
+    monkeypatch.setattr(rollout, "release_one", lambda _order, target: given_back.append(target.name))
+    order = Order(SimpleNamespace(manifest=make_manifest()[0]), this_operator("deploy"))  # type: ignore[arg-type]
+    targets = [Target(name=name, host=name) for name in "abc"]
+    wave = rollout._Wave(order, nothing, targets, rollout.Course(), 1, 1)
+    with pytest.raises(KeyboardInterrupt):
+        wave.run(0)
+    assert given_back == ["a"]
 
 
 # ---- gates ----------------------------------------------------------------------------------------------------------
