@@ -224,18 +224,16 @@ def make_space(
     formats: Sequence[str],
     threads: Sequence[int],
 ) -> Space:
-    """The precisions that some target's proven runtimes run, the steps that apply, and the thread counts all targets have."""
+    """The precisions that some target's proven runtimes run, a float one that all do first; the steps that apply, and the
+    thread counts all targets have."""
     from device_agents.wire import RUNTIMES_OF_FORMAT
     from edgevit.artifacts import fitting_profiles
     from edgevit.export import PAIRS
     from edgevit.tune.space import STEPS, Space
 
-    def runs(format_: str, scheme: str) -> bool:
-        return any(
-            fitting_profiles(format_, scheme, [profiles[name]])
-            and any(r.runtime in RUNTIMES_OF_FORMAT[format_] for r in one.runtimes)
-            for name, one in facts.items()
-        )
+    def runs_on(name: str, format_: str, scheme: str) -> bool:
+        proven = any(r.runtime in RUNTIMES_OF_FORMAT[format_] for r in facts[name].runtimes)
+        return proven and bool(fitting_profiles(format_, scheme, [profiles[name]]))
 
     lacking = {"int8-static", "int4-weights", "mixed"} if host.sets.calibration is None else set()
     reasons = host.survey.known.not_applicable
@@ -244,13 +242,17 @@ def make_space(
         f"{f} {s}"
         for f in formats
         for s in PAIRS[f]
-        if runs(f, s) and s not in lacking and (quantizes is None or s in quantizes)
+        if any(runs_on(name, f, s) for name in facts) and s not in lacking and (quantizes is None or s in quantizes)
     )
-    if not any(p.endswith(" fp32") for p in precisions):
+    # All else is held against one float file, in each job of each target.
+    everywhere = [f"{f} fp32" for f in formats if all(runs_on(name, f, "fp32") for name in facts)]
+    if not everywhere:
+        alone = len(facts) > 1 and any(p.endswith(" fp32") for p in precisions)
         raise UsageError(
-            f"no target runs a float {' or '.join(formats)} file that others could be held against",
-            hint="edgevit target probe TARGET",
+            f"no float {' or '.join(formats)} file runs on {' and '.join(facts)} that others could be held against",
+            hint="edgevit tune … --target T, a search for each of them" if alone else "edgevit target probe TARGET",
         )
+    precisions = tuple(sorted(precisions, key=lambda p: p != everywhere[0]))
     calibrated = () if host.sets.calibration is None else STEPS
     steps = tuple(s for s in STEPS if s not in reasons and (s == "merge_tokens" or s in calibrated))
     common = set.intersection(*({t for t in profiles[n].threads.value if t <= one.cpu_count} for n, one in facts.items()))

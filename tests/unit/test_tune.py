@@ -101,6 +101,30 @@ def test_every_shipped_recipe_of_one_scheme_is_a_seed_and_does_the_same() -> Non
     assert trains == sorted(trains), "what trains comes last"
 
 
+def test_the_baseline_is_a_float_file_that_every_target_runs() -> None:
+    from types import SimpleNamespace
+
+    from edgevit.cli.tune import make_space
+    from edgevit.profile import load_profile
+
+    host: Any = SimpleNamespace(
+        sets=SimpleNamespace(calibration=None),
+        survey=SimpleNamespace(known=SimpleNamespace(not_applicable={}), depth=12, tokens=196),
+    )
+    onnx, tflite = runs.facts().runtimes
+    profiles = dict.fromkeys(("both", "small", "old"), load_profile("raspberry-pi-4b"))
+
+    def space(**targets: Any) -> Space:
+        return make_space(host, {n: runs.facts(n, runtimes=r) for n, r in targets.items()}, profiles, ("onnx", "tflite"), ())
+
+    assert recipe_of(seeds(space(both=(onnx, tflite)))[0], WHOLE).format == "onnx"
+    mixed = space(both=(onnx, tflite), small=(tflite,))
+    assert recipe_of(seeds(mixed)[0], mixed).format == "tflite", "the small one could be told nothing"
+    assert "onnx int8-dynamic" in mixed.precisions, "what only one of them runs is searched, too"
+    with pytest.raises(UsageError, match="runs on old and small"):
+        space(old=(onnx,), small=(tflite,))
+
+
 class Dice:
     """A trial that draws at random."""
 
