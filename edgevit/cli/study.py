@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from edgevit.results.summary import Summary
     from edgevit.study.file import Study
     from edgevit.study.grid import CellResult
-    from edgevit.study.plan import Cell
+    from edgevit.study.plan import Cell, Known
     from edgevit.study.rows import Row
+    from edgevit.variants import Runnable
 
 
 def _settings(_ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> dict[str, str]:
@@ -240,18 +241,23 @@ class Measuring:
         name = session.target.name
         facts = session.agent.probe()
         profile = session.profile(facts)
+
+        def runnable(known: Known) -> Runnable:
+            return list_variants(known.manifest, known.digest, facts, profile, threads=self.study.threads)
+
         chosen = []
         for result in missing:
             if result.known is None:
                 continue
-            runnable = list_variants(result.known.manifest, result.known.digest, facts, profile, threads=self.study.threads)
-            if runnable.variants:
+            found = runnable(result.known)
+            if found.variants:
                 chosen.append(result)
             else:
-                self.left_out[name, result.known.digest] = "; ".join(left.reason for left in runnable.left_out)
+                self.left_out[name, result.known.digest] = "; ".join(left.reason for left in found.left_out)
         if not chosen:
             return
-        reference = next((r for r in self._references(title) if r.known is not None), None)
+        references = (r for r in self._references(title) if r.known is not None and runnable(r.known).variants)
+        reference = next(references, None)
         if reference is not None and reference not in chosen:
             chosen.insert(0, reference)  # × fp32 is of one run: what drifts from day to day cancels
         batch = self.store.new_batch(f"study {self.study.name} {self.study.digest[:12]}: {title} on {name}")

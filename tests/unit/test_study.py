@@ -432,3 +432,36 @@ def test_rows_are_paired_with_fp32_of_their_own_model_and_target() -> None:
     assert fp32.difference == 0 and fp32.agreement == 1 and fp32.p_value == 1
     assert int8.agreement == pytest.approx(0.93) and int8.difference is not None and int8.lost is not None
     assert elsewhere.difference is None, "another target has an fp32 of its own, or none"
+
+
+def test_what_is_measured_later_stands_beside_a_float_that_the_target_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 in ONNX comes first; a board that runs TFLite alone would have no × fp32 of it."""
+    from types import SimpleNamespace
+
+    from edgevit import variants
+    from edgevit.cli import study as command
+
+    def cell(recipe: str, format: str, scheme: str) -> Any:
+        made = SimpleNamespace(
+            model=SimpleNamespace(title="m"), recipe=SimpleNamespace(name=recipe), format=format, scheme=scheme
+        )
+        return SimpleNamespace(
+            cell=SimpleNamespace(name=f"m {recipe} {format}", **vars(made)), known=SimpleNamespace(manifest=format, digest="")
+        )
+
+    def list_variants(format: Any, *_: Any, **__: Any) -> Any:
+        return variants.Runnable((object(),) if format == "tflite" else (), ())  # type: ignore[arg-type]
+
+    results = [cell("fp32", "onnx", "fp32"), cell("fp32", "tflite", "fp32"), cell("int8-dynamic", "tflite", "int8-dynamic")]
+    taken: list[Any] = []
+    monkeypatch.setattr(variants, "list_variants", list_variants)
+    monkeypatch.setattr(command, "bench_session", lambda session, wanted, *_: taken.extend(wanted.bundles))
+    monkeypatch.setattr(command.Measuring, "pack", lambda self, result: result)
+    study: Any = SimpleNamespace(plan="quick", threads=(1,), name="s", digest="d" * 64)
+    store: Any = SimpleNamespace(new_batch=lambda what: "b")
+    session: Any = SimpleNamespace(
+        target=SimpleNamespace(name="small"), agent=SimpleNamespace(probe=lambda: None), profile=lambda facts: None
+    )
+    measuring = command.Measuring(study, results, {}, Path(), Path(), store, Quiet(), again=False, keep=True)
+    measuring._measure_model(session, "m", results[2:])
+    assert [r.cell.name for r in taken] == ["m fp32 tflite", "m int8-dynamic tflite"]
