@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Artifact
+from edgevit.errors import BundleError, MissingExtra
 from edgevit.report.page_rows import short
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ def read_bundles(bundles: Sequence[Bundle]) -> FromBundles:
 
 
 def _labels(bundle: Bundle) -> list[str]:
-    from edgevit.errors import BundleError
-
     blob = bundle.manifest.labels
     if blob is None:
         return []
@@ -77,21 +76,34 @@ def _placed(a: Artifact) -> dict[str, Any]:
 
 def thumbnails(bundle: Bundle, images: Sequence[int]) -> dict[str, str]:
     """Image number → a small JPEG as a data URI, of the bundle's evaluation images (uint8 NHWC); numbers beyond are left
-    out."""
-    import numpy as np
-    from PIL import Image
-
+    out. MissingExtra without what reads them, BundleError where they cannot be read."""
+    np, image = _import_pictures()
     held = bundle.manifest.evaluation
     if held is None:
         return {}
-    pixels = np.load(bundle.blob_path(held.images.sha256), mmap_mode="r", allow_pickle=False)
     found = {}
-    for i in images:
-        if i >= len(pixels):
-            continue
-        picture = Image.fromarray(np.ascontiguousarray(pixels[i]))
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=80)
-        found[str(i)] = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    try:
+        pixels = np.load(bundle.blob_path(held.images.sha256), mmap_mode="r", allow_pickle=False)
+        for i in (i for i in images if i < len(pixels)):
+            picture = image.fromarray(np.ascontiguousarray(pixels[i]))
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            stream = io.BytesIO()
+            picture.save(stream, "JPEG", quality=80)
+            found[str(i)] = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    except (OSError, ValueError, TypeError) as e:
+        raise BundleError(
+            f"{bundle.path}: its evaluation images cannot be shown: {e}", hint=f"edgevit verify {bundle.path}"
+        ) from e
     return found
+
+
+def _import_pictures() -> tuple[Any, Any]:
+    try:
+        import numpy as np
+    except ModuleNotFoundError as e:
+        raise MissingExtra("numpy", "runtime") from e
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as e:
+        raise MissingExtra("pillow", "runtime") from e
+    return np, Image

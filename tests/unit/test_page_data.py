@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from device_agents.wire import Accuracy, EvaluationSet, Measurement, OperatorProfile, OperatorTime, Placement, Window
 from edgevit import bundle, signing
-from edgevit.errors import BundleError
+from edgevit.errors import BundleError, MissingExtra
 from edgevit.report import page_data as page_data_module
 from edgevit.report.page_bundles import read_bundles
 from edgevit.report.page_data import Shown, page_data
@@ -217,6 +218,22 @@ def test_a_bundle_adds_the_share_of_int8_class_names_and_pictures(bundled: bundl
     (group,) = data["accuracy"]
     assert group["names"] == ["cat", "dog"]
     assert list(group["pictures"]) == ["1"] and group["pictures"]["1"].startswith("data:image/jpeg;base64,")
+
+
+def test_pictures_that_cannot_be_shown_are_an_error(bundled: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgevit.report.page_bundles import thumbnails
+
+    for module, extra in (("PIL", "pillow"), ("numpy", "numpy")):
+        with monkeypatch.context() as light, pytest.raises(MissingExtra, match=extra):
+            light.setitem(sys.modules, module, None)
+            thumbnails(bundled, [0])
+    evaluation = bundled.manifest.evaluation
+    assert evaluation is not None
+    blob = bundled.blob_path(evaluation.images.sha256)
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[:100])
+    with pytest.raises(BundleError, match="evaluation images cannot be shown"):
+        thumbnails(bundled, [0])
 
 
 def test_class_names_that_cannot_be_read_are_an_error(bundled: bundle.Bundle) -> None:
