@@ -80,7 +80,7 @@ def gather_images(request: BuildRequest, model: LoadedModel, cache: Cache, on_pr
     """Decode what ``request`` names, seeded synthetic images where it names none. Raises :class:`DataError` for evaluation
     images without labels, labels the model does not know, and calibration images that are all alike."""
     from edgevit.compress import CalibrationData
-    from edgevit.compress.walk import StepData
+    from edgevit.compress.walk import DAMAGE_IMAGES, StepData
     from edgevit.golden import GoldenImages, choose_golden, synthetic_images
 
     evaluation = None
@@ -115,7 +115,8 @@ def gather_images(request: BuildRequest, model: LoadedModel, cache: Cache, on_pr
         none = CalibrationData(drawn[count:], None, real=False)
         data = StepData(none, training, multiple, "synthetic", trained_on)
         return BuildImages(data, drawn[count:], GoldenImages(drawn[:count], "synthetic"), None)
-    wanted = max(request.recipe.images, PARITY_IMAGES) if calibration_set else PARITY_IMAGES
+    measured = DAMAGE_IMAGES if len(request.recipe.steps) > 1 else PARITY_IMAGES
+    wanted = max(request.recipe.images, measured) if calibration_set else PARITY_IMAGES
     order = _shuffled(len(source))[:wanted]
     golden = choose_golden(len(source), request.batch)
     chosen = _cached_pixels(cache, source, model.preprocessing, order, "calibration images", on_progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 
 class StepConfig(BaseModel):
@@ -16,8 +16,6 @@ class StepConfig(BaseModel):
     NOT_AFTER: ClassVar[Mapping[str, str]] = {}
     """Kinds of step it makes no sense after, each with what was expected."""
 
-    images: int = Field(default=256, ge=16, le=4096, description="how many calibration images are used at most, where any are")
-
     @property
     def needs_images(self) -> bool:
         """Whether it looks at real images."""
@@ -25,7 +23,7 @@ class StepConfig(BaseModel):
 
     @property
     def uses_images(self) -> bool:
-        """Whether it looks at real images where there are any, needed or not."""
+        """Whether it looks at calibration images where there are any, as many as its ``images`` says."""
         return self.needs_images
 
     @property

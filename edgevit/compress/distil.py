@@ -88,6 +88,10 @@ class DistilConfig(StepConfig):
         return True
 
     @property
+    def uses_images(self) -> bool:
+        return False  # it learns from the training images, all of them
+
+    @property
     def needs_labels(self) -> bool:
         return self.label_weight > 0
 

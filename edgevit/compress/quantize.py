@@ -44,6 +44,7 @@ class Budget(BaseModel):
 
 _INT8 = ("int8-dynamic", "int8-static")
 _SCHEMES_OF = {
+    "images": (*_INT8, "int4-weights", "mixed"),
     "ranges": ("int8-static",),
     "first": _INT8,
     "rounding": _INT8,

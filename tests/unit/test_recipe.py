@@ -56,6 +56,21 @@ def test_wrong_recipes_name_line_and_nearest(tmp_path: Path, change: tuple[str, 
         load_recipe(write(tmp_path, GOOD.replace(*change)))
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("  - merge_tokens: {ratio: 0.3, images: 64}\n", r"mine.yaml:5: .*images"),
+        ("  - distil: {student: {depth: 1}, steps: 3, images: 64}\n", r"mine.yaml:5: .*images"),
+        ("  - quantize: {scheme: fp16, images: 64}\n", "scheme fp16 does not look at images: leave it out"),
+        ("  - quantize: {scheme: int8-weights, images: 64}\n", "scheme int8-weights does not look at images: leave it out"),
+    ],
+)
+def test_a_number_of_calibration_images_is_no_setting_of_what_looks_at_none(tmp_path: Path, step: str, expected: str) -> None:
+    head, _, last = GOOD.partition("  - quantize")
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(write(tmp_path, head + step + ("" if "quantize" in step else f"  - quantize{last}")))
+
+
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe(write(tmp_path, GOOD.replace("name:", "nmae:").replace("int8-static", "int9")))
