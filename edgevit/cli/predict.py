@@ -18,10 +18,10 @@ from edgevit.errors import UsageError
 @click.argument("bundle", type=FILE)
 @click.argument("target")
 @click.argument("images", nargs=-1, required=True, type=FILE, metavar="IMAGE...")
-@click.option("--artifact", help="Which artifact; default: the first that runs there.")
+@click.option("--artifact", help="Which artifact; default: the active one if BUNDLE is active there, else the first that runs.")
 @json_option
 def predict(bundle: Path, target: str, images: Sequence[Path], artifact: str | None, as_json: bool) -> None:
-    """Run IMAGEs through BUNDLE on TARGET: the five likeliest labels of each.
+    """Run IMAGEs through BUNDLE on TARGET: the five likeliest labels of each (numbers of classes that have no name).
 
     The image is decoded and cropped here exactly as the model wants it; everything after that happens on the device.
     """
@@ -40,7 +40,8 @@ def predict(bundle: Path, target: str, images: Sequence[Path], artifact: str | N
     with open_session(targets[0]) as session, showing_progress() as progress:
         facts = session.agent.probe()
         found = require_runnable(list_variants(opened.manifest, opened.digest, facts, session.profile(facts)), target, facts)
-        variant = find_variant(found, artifact) if artifact else found.variants[0]
+        active = facts.active.variant if facts.active is not None and facts.active.variant.bundle == opened.digest else None
+        variant = find_variant(found, artifact) if artifact else active or found.variants[0]
         session.agent.install(opened, progress, allow_older=True)  # it replaces nothing
         predictions = session.agent.predict(pixels, variant)
     if as_json:
@@ -50,5 +51,5 @@ def predict(bundle: Path, target: str, images: Sequence[Path], artifact: str | N
     for path, top in zip(images, predictions, strict=True):
         click.echo(f"{path}")
         for guess in top:
-            click.echo(f"  {100 * float(guess['probability']):5.1f} %  {guess['label']}")
+            click.echo(f"  {100 * float(guess['probability']):5.1f} %  {guess['label'] or 'class ' + str(guess['index'])}")
     click.echo(f"({variant.artifact} in {variant.runtime} on {target})", err=True)

@@ -6,10 +6,12 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from device_agents import wire
 from edgevit import places
@@ -122,6 +124,22 @@ def test_a_variant_by_name_needs_no_measurement(cli: Cli, bundle: Path) -> None:
     assert said.code == 2 and "no variant 'smalest'" in said.err
     with open_store() as store:
         assert store.choices() == []
+
+
+def test_a_persons_image_is_answered_by_the_variant_that_is_active(cli: Cli, operator: Signer, tmp_path: Path) -> None:
+    """Not by the first that runs, unless nothing of the bundle is active; classes without a name by their number."""
+    made = make_bundle(operator, tflite=True, change=lambda document: document.update(labels=None))
+    bundle = made.write(tmp_path / "bundle")
+    assert made.manifest.labels is not None
+    (bundle / "blobs" / made.manifest.labels.sha256).unlink()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "image.png")
+    asked = ("predict", bundle, "local", tmp_path / "image.png")
+    said = cli(*asked)
+    assert said.code == 0 and "(tiny-onnx-fp32 in onnxruntime on local)" in said.err, said.err
+    assert len(re.findall(r"^ +\d+\.\d %  class \d$", said.out, re.MULTILINE)) == 5, said.out
+    request = {"variant": wire.encode(made.variant("tiny-tflite-fp32", "litert")), "policy": "test", "allow_older": False}
+    assert AgentProcess(places.local_root()).call("activate", stdin=request)["changed"]
+    assert "(tiny-tflite-fp32 in litert on local)" in cli(*asked).err
 
 
 def test_series_go_round_by_round(operator: Signer, tmp_path: Path) -> None:
