@@ -297,8 +297,9 @@ def _profile(request: WorkRequest, say: Say, pixels: bytes) -> Dict[str, Any]:
         )
     store = Store(Path(request.root))
     x = _first_input(request, store)
+    engines = store.engines_folder(artifact.blob.sha256)
     with store.scratch() as folder:
-        found = profiled(store.read_blob(artifact.blob), variant.provider, variant.threads, artifact, x, folder)
+        found = profiled(store.read_blob(artifact.blob), variant.provider, variant.threads, artifact, x, folder, engines)
     return dict(wire.encode(found))
 
 

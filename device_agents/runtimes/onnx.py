@@ -104,13 +104,17 @@ class OnnxBackend:
         return Session(session.get_providers()[0], lambda x: session.run(wanted, {fed: x})[0], state)
 
     def profile(
-        self, model: bytes, provider: str, threads: int, artifact: wire.Artifact, x: Any, folder: Path
+        self, model: bytes, provider: str, threads: int, artifact: wire.Artifact, x: Any, folder: Path, engines: Path
     ) -> wire.OperatorProfile:
         """Times of each operator by ONNX Runtime's own profiler, in whole µs a call; its file lies in ``folder`` meanwhile.
+        What is timed is what :meth:`load` loads, with ``engines`` as there.
 
         Raises as :meth:`load`.
         """
-        session = self._open(model, provider, threads, profile_prefix=str(folder / "profile"))
+        if cache_state(provider, engines):
+            engines.mkdir(parents=True, exist_ok=True)
+        options = provider_options(provider, artifact.scheme, engines)
+        session = self._open(model, provider, threads, profile_prefix=str(folder / "profile"), options=options)
         start, runs = time.monotonic(), 0
         while runs < PROFILE_WARMUP + PROFILE_RUNS and (runs <= PROFILE_WARMUP or time.monotonic() - start < PROFILE_SECONDS):
             session.run([artifact.output.name], {artifact.input.name: x})

@@ -6,6 +6,7 @@ says TensorRT does. What it proves is what we ask for and what we record, not th
 
 from __future__ import annotations
 
+import json
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.profile = ""
 
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -52,6 +54,7 @@ class Recorder:
             get_providers=lambda: [name, "CPUExecutionProvider"],
             disable_fallback=lambda: None,
             run=lambda wanted, fed: [None],
+            end_profiling=lambda: self.profile,
         )
 
 
@@ -71,6 +74,18 @@ def test_the_first_load_is_cold_and_the_next_warm(tmp_path: Path, artifact: Any)
     assert name == "TensorrtExecutionProvider" and companions == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert settings["trt_engine_cache_path"] == settings["trt_timing_cache_path"] == str(engines)
     assert settings["trt_fp16_enable"] == settings["trt_int8_enable"] == "0", "a float32 file is computed in float32"
+
+
+def test_what_is_profiled_is_what_is_measured(tmp_path: Path, artifact: Any) -> None:
+    """The engine that was compiled, in the precision of the file: another one would take minutes, and tell of another model."""
+    backend, recorder, engines = OnnxBackend(), Recorder(), tmp_path / "engines" / "abc"
+    backend._ort, recorder.profile = recorder, str(tmp_path / "profile.json")
+    Path(recorder.profile).write_text(json.dumps([{"cat": "Session", "name": "model_run", "ts": at} for at in range(9)]))
+    half = replace(artifact, scheme="fp16")
+    backend.load(b"x", "TensorrtExecutionProvider", 1, half, engines)
+    backend.profile(b"x", "TensorrtExecutionProvider", 1, half, None, tmp_path, engines)
+    loaded, profiled = recorder.asked
+    assert profiled == loaded and profiled[0][1]["trt_fp16_enable"] == "1"
 
 
 def test_a_provider_that_compiles_nothing_leaves_nothing_behind(tmp_path: Path, artifact: Any) -> None:
