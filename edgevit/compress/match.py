@@ -89,7 +89,8 @@ def pair_parts(student: int, teacher: int, kept: Sequence[int] | None) -> list[t
 
 
 class Taps:
-    """Outputs of chosen parts of a module, as of its last call."""
+    """Outputs of chosen parts of a module, as of its last call; of a part that gives several the first, as blocks that merge
+    give tokens and their sizes."""
 
     def __init__(self, parts: Sequence[torch.nn.Module]) -> None:
         self.seen: list[Any] = [None] * len(parts)
@@ -97,7 +98,7 @@ class Taps:
 
     def _keeper(self, place: int) -> Callable[[Any, Any, Any], None]:
         def keep(layer: Any, args: Any, output: Any) -> None:
-            self.seen[place] = output
+            self.seen[place] = output[0] if isinstance(output, tuple) else output
 
         return keep
 

@@ -105,6 +105,19 @@ def test_recovery_without_labels_brings_the_outputs_nearer_to_the_originals(tmp_
     assert "24 images" in report.details["data"]
 
 
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_blocks_that_merge_tokens_are_compared_as_well(tmp_path: Path, pool: str) -> None:
+    """By the tokens that never merge, or the mean where there are none: only blocks before the first merge were."""
+    from edgevit.compress.merge_tokens import MergeTokensConfig
+
+    original = tiny_vit(depth=3, global_pool=pool).eval()
+    whole = Compressed(original, SHAPE, original)
+    merged = apply_step(whole, MergeTokensConfig(merge={1: 4}), context(tmp_path))
+    after = apply_step(merged, DistilConfig(**QUICK), context(tmp_path))
+    assert after.reports[-1].details["compared"] == "3 block outputs and the logits"
+    assert not equal(weights(merged), weights(after))
+
+
 def test_an_interrupted_training_ends_where_an_undisturbed_one_ends(tmp_path: Path) -> None:
     config = DistilConfig(**QUICK)
     straight = apply_step(damaged(), config, context(tmp_path / "a"))
