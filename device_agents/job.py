@@ -23,6 +23,8 @@ from device_agents.store import Store
 from device_agents.supervise import Message, root_of_boards, run_worker, runtime_python
 
 SAY_EVERY_S = 10.0
+LOADING_S = 1200.0
+"""What a worker may take beyond warming up and timing: a small board compiles an engine for minutes."""
 
 
 @dataclasses.dataclass
@@ -168,7 +170,8 @@ class JobWorker:
                 sampler.stop()
 
         try:
-            value = run_worker(self._argv, request, self._share(shares), hear, memory_limit_mb=self._job.memory_limit_mb)
+            most_s = min(self._share(shares), series_limit_s(self._job.plan))
+            value = run_worker(self._argv, request, most_s, hear, memory_limit_mb=self._job.memory_limit_mb)
         finally:
             sampler.stop()
         try:
@@ -286,6 +289,11 @@ class JobWorker:
 
     def _hear_nothing(self, message: Message) -> None:
         self._check_wanted()
+
+
+def series_limit_s(plan: wire.RunPlan) -> float:
+    """How long one series may take, whatever the job's own limit, which also covers hours of counting accuracy."""
+    return 1.5 * plan.max_seconds + plan.warmup_seconds + LOADING_S
 
 
 def _accuracy_key(state: _Progress, evaluation: wire.EvaluationSet) -> str:

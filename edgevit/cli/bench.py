@@ -276,7 +276,9 @@ def prepare_job(session: Session, wanted: Wanted, batch: str, progress: Progress
     facts = session.agent.probe()
     variants = _install_and_list(session, wanted, facts, progress)
     limit = wanted.memory_limit_mb or (None if session.target.is_local else limit_of(facts))
-    return make_job(session.target.name, batch, wanted.plan, variants, memory_limit_mb=limit, run_id=run_id)
+    scored = {b.digest: b.manifest.evaluation.count for b in wanted.bundles if b.manifest.evaluation is not None}
+    images = sum(scored.get(v.bundle, 0) for v in variants)
+    return make_job(session.target.name, batch, wanted.plan, variants, memory_limit_mb=limit, run_id=run_id, images=images)
 
 
 def _install_and_list(session: Session, wanted: Wanted, facts: Facts, progress: Progress) -> list[Variant]:

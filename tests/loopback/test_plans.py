@@ -14,8 +14,15 @@ from typing import Any
 
 import pytest
 
+import edgevit.bench
 from device_agents import wire
+from device_agents.errors import Refused
+from device_agents.job import JobWorker
+from device_agents.spool import PartWriter
+from device_agents.store import Store
 from device_agents.verdict import judge
+from edgevit.agentpack import agent_pyz
+from edgevit.fleet.agent import Agent
 from edgevit.plans import PLANS
 from edgevit.results.sustained import describe_sustained
 from tests.loopback.test_variants import slow_onnx
@@ -174,6 +181,28 @@ def test_a_runtime_that_chatters_on_standard_output_spoils_nothing(tmp_path: Pat
     assert result.status == "completed" and len(result.measurements[0].series[0].samples_ns) == FAST_PLAN.min_samples
 
 
+def test_a_worker_that_hangs_takes_none_of_the_hours_meant_for_accuracy(
+    agent: AgentProcess, bundle: tuple[Signer, TinyBundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def hang(argv: Any, request: Any, timeout_s: float, *_: Any, **__: Any) -> Any:
+        given.append(timeout_s)
+        raise Refused("worker-timeout", "no result")
+
+    monkeypatch.setattr("device_agents.job.run_worker", hang)
+    monkeypatch.setattr("device_agents.job.agent_argv", lambda *_: [])
+    store = Store(agent.root)
+    for images in (0, 100_000):
+        made = edgevit.bench.make_job("local", "batch", PLANS["standard"], [bundle[1].variant()], images=images)
+        part = PartWriter(store, "hangs")
+        worker = JobWorker(store, agent_pyz().sha256, made, part, 1, lambda: None)
+        worker._time_all(worker._open_variants())
+        part.close()
+    assert given[0] == pytest.approx(given[1], abs=5) and given[1] < 1500 < made.timeout_seconds - 100_000
+    (agent.root / "spool" / "hangs.part").unlink()
+
+
 # ---- through the command line ---------------------------------------------------------------------------------------
 
 
@@ -202,6 +231,20 @@ def test_against_another_bundle(cli: Cli, operator: Signer, tmp_path: Path, shor
     cli("bench", one, "--against", one, "local").refused(2, "nothing to compare", "edgevit bench")
     cli("bench", one, "--against", other, "local", "--plan", "quick").refused(2, "by the plan compare", "leave --plan out")
     cli("bench", one, "local", "--plan", "compare").refused(2, "needs a second bundle", "--against")
+
+
+def test_the_time_limit_covers_the_images_to_be_scored(
+    cli: Cli, operator: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few thousand images take a board longer than its plan does: top-1 would be missing."""
+    jobs: list[wire.Job] = []
+    monkeypatch.setattr(Agent, "submit", lambda _, job: jobs.append(job))
+    bundle = make_bundle(operator, tflite=True)
+    said = cli("bench", bundle.write(tmp_path / "a"), "local", "--plan", "quick", "--threads", 1, "--detach")
+    assert said.code == 0, said.err
+    (job,) = jobs
+    without = edgevit.bench.make_job("local", "batch", PLANS["quick"], job.variants)
+    assert len(job.variants) == 2 and job.timeout_seconds == without.timeout_seconds + 2 * 32 * edgevit.bench.SCORE_S
 
 
 def test_minutes_and_operators_from_the_command_line(
