@@ -20,7 +20,7 @@ from edgevit.cli.connect import (
     select_targets,
     show_failures,
 )
-from edgevit.cli.console import emit_json, json_option, say
+from edgevit.cli.console import FloatRange, emit_json, json_option, say
 from edgevit.cli.model_options import FILE
 from edgevit.cli.plan_options import plan_options
 from edgevit.cli.progress_context import showing_progress
@@ -68,7 +68,7 @@ require_valid_option = click.option("--require-valid", is_flag=True, help="Exit 
 @click.option("--blocks", type=click.IntRange(3, 50), metavar="N", help="Of --against: blocks of ABBA.  [default: 8]")
 @click.option(
     "--memory-limit",
-    type=click.FloatRange(1),
+    type=FloatRange(1),
     metavar="MB",
     help="End a worker that holds more; default: what leaves a board a fifth of its memory, none on local.",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from edgevit.cli import exit_code_of, show_error
-from edgevit.cli.console import say
+from edgevit.cli.console import FloatRange, say
 from edgevit.errors import EdgevitError, UsageError
 from edgevit.places import fleet_path
 from edgevit.schedule import AT_ONCE, device_of, over_targets
@@ -36,16 +35,9 @@ at_once_option = click.option(
 )
 
 
-def _check_rate(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is no rate")
-    return value
-
-
 max_rate_option = click.option(
     "--max-rate",
-    type=click.FloatRange(0.001, 1e6),
-    callback=_check_rate,
+    type=FloatRange(0.001, 1e6),
     metavar="MBIT",
     help="Send to each device at most this many 10⁶ bits a second; default: no limit.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,17 @@ from edgevit.errors import EdgevitError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class FloatRange(click.FloatRange):
+    """A number within its limits. nan is within none, but is neither below nor above them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return found
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on standard output, the rest on standard error."

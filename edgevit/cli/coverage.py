@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from edgevit.cli.console import emit_json, json_option, out
+from edgevit.cli.console import FloatRange, emit_json, json_option, out
 from edgevit.cli.progress_context import showing_progress
 
 
@@ -15,11 +15,9 @@ from edgevit.cli.progress_context import showing_progress
 @click.argument("families", nargs=-1, metavar="[FAMILY]...")
 @click.option("--format", "formats", multiple=True, type=click.Choice(["onnx", "tflite"]), help="Only this format.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Processes at a time; default: half of the cores.")
+@click.option("--timeout", type=FloatRange(min=1), default=1200.0, show_default=True, help="Seconds for a family in a format.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=1), default=1200.0, show_default=True, help="Seconds for a family in a format."
-)
-@click.option(
-    "--memory", type=click.FloatRange(min=0.1), default=8.0, show_default=True, help="GB that a process may hold (on Linux)."
+    "--memory", type=FloatRange(min=0.1), default=8.0, show_default=True, help="GB that a process may hold (on Linux)."
 )
 @click.option("--again", is_flag=True, help="Do families that failed again.")
 @click.option("--list", "only_list", is_flag=True, help="Say which families there are, and do nothing.")

@@ -10,7 +10,7 @@ import click
 
 from edgevit.cli import exit_code_of
 from edgevit.cli.connect import at_once_option, over_devices, select_targets
-from edgevit.cli.console import emit_json, json_option, out, say
+from edgevit.cli.console import FloatRange, emit_json, json_option, out, say
 from edgevit.cli.progress_context import showing_progress
 from edgevit.errors import UnknownName, UsageError
 
@@ -24,7 +24,7 @@ targets_argument = click.argument("targets", nargs=-1, metavar="[TARGET...]")
 timeout_option = click.option(
     "--timeout",
     "limit_s",
-    type=click.FloatRange(1, 3600),
+    type=FloatRange(1, 3600),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgevit.cli.console import FloatRange
 from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ _MODEL_OPTIONS: list[Callable[[F], F]] = [
         "--unsafe-pickle", is_flag=True, help="Allow a checkpoint that runs code while loading. Only for files you trust."
     ),
     click.option("--img-size", type=click.IntRange(min=8), help="Pixels a side; default: what the weights were made for."),
-    click.option("--crop-pct", type=click.FloatRange(0.1, 1.0), help="Crop ÷ resized short side."),
+    click.option("--crop-pct", type=FloatRange(0.1, 1.0), help="Crop ÷ resized short side."),
     click.option("--interpolation", help="bicubic, bilinear, nearest, lanczos …"),
     click.option("--mean", callback=_triple, metavar="R,G,B", help="Normalisation mean on the [0, 1] scale."),
     click.option("--std", callback=_triple, metavar="R,G,B", help="Normalisation standard deviation on the [0, 1] scale."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgevit.cli.console import FloatRange
 from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _OPTIONS = (
     ),
     click.option(
         "--minutes",
-        type=click.FloatRange(0, 24 * 60, min_open=True),
+        type=FloatRange(0, 24 * 60, min_open=True),
         metavar="M",
         help="How long a sustained plan lasts.  [default: 10]",
     ),
@@ -35,17 +36,17 @@ _OPTIONS = (
         "--affinity", metavar="CPUS", help="Keep to these CPUs of the device, such as 0-3 or 0,2; default: all it may use."
     ),
     click.option(
-        "--cool-to", type=click.FloatRange(-40, 150), metavar="C", help="Before each series, wait until the board is this cool."
+        "--cool-to", type=FloatRange(-40, 150), metavar="C", help="Before each series, wait until the board is this cool."
     ),
     click.option(
         "--cool-within",
-        type=click.FloatRange(0, 100),
+        type=FloatRange(0, 100),
         metavar="K",
         help="The same, as degrees above what it had when the job began.",
     ),
     click.option(
         "--cool-seconds",
-        type=click.FloatRange(0, 7200),
+        type=FloatRange(0, 7200),
         default=COOL_SECONDS,
         show_default=True,
         metavar="S",

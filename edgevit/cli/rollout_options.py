@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from edgevit.cli.console import FloatRange
 from edgevit.errors import UsageError
 from edgevit.fleet.gates import GATES, Limits
 from edgevit.fleet.rollout import Share, parse_share
@@ -38,19 +39,19 @@ _OPTIONS = (
     ),
     click.option(
         "--max-p90-growth",
-        type=click.FloatRange(0, 1e6),
+        type=FloatRange(0, 1e6),
         metavar="P",
         help=f"Of a wave: by how many percent p90 may be worse than before.  [default: {DEFAULT.p90_growth:g}]",
     ),
     click.option(
         "--max-memory-growth",
-        type=click.FloatRange(0, 1e6),
+        type=FloatRange(0, 1e6),
         metavar="P",
         help=f"The same of the peak of memory.  [default: {DEFAULT.memory_growth:g}]",
     ),
     click.option(
         "--max-top1-loss",
-        type=click.FloatRange(0, 100),
+        type=FloatRange(0, 100),
         metavar="POINTS",
         help=f"By how many points top-1 may be lower than before.  [default: {DEFAULT.top1_loss:g}]",
     ),

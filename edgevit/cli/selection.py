@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgevit.cli.console import emit_json, out, say
+from edgevit.cli.console import FloatRange, emit_json, out, say
 from edgevit.errors import NoChoice, UsageError
 from edgevit.plans import ranks
 from edgevit.select import MAX_LOSS, POLICIES, Choice, Gates, admit, choose, find_evidence
@@ -27,7 +27,7 @@ def gate_options(command: F) -> F:
     command = click.option("--anyway", is_flag=True, help="Choose among INVALID figures too.")(command)
     return click.option(
         "--max-loss",
-        type=click.FloatRange(0, 100),
+        type=FloatRange(0, 100),
         default=MAX_LOSS,
         show_default=True,
         metavar="POINTS",
