@@ -6,6 +6,7 @@ unreachable or refused.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -44,6 +45,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "results": ("edgevit.cli.results", "results", "What has been measured."),
     "report": ("edgevit.cli.report", "report", "One self-contained page of results that works offline."),
 }
+
+CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+"""Why a path that a person named cannot even be asked about, whatever command is given it."""
 
 
 class LazyGroup(click.Group):
@@ -159,3 +163,13 @@ def run_cli(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`edgevit … | head`): not an error of the work.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in CLOSED or not isinstance(error.filename, str):
+            raise
+        closed = UsageError(f"{error.filename} cannot be looked at: {error.strerror}", hint=f"ls -ld {_parent(error.filename)}")
+        show_error(closed)
+        return exit_code(closed)
+
+
+def _parent(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[0] or ("/" if path.startswith("/") else ".")

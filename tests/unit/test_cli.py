@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -116,6 +117,23 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 def test_wrong_use_says_what_to_do(argv: list[str], said: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(argv) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["explain", "{}"],
+        ["build", "vit_tiny_patch16_224", "--recipe", "fp32", "--profile", "generic-arm64", "-o", "out", "--weights", "{}"],
+        ["build", "vit_tiny_patch16_224", "--recipe", "fp32", "--profile", "generic-arm64", "-o", "{}", "--random-weights"],
+    ],
+    ids=["bundle", "weights", "output"],
+)
+def test_a_path_that_the_system_will_not_look_at_is_named(argv: list[str], home: Path, tmp_path: Path, capsys: Any) -> None:
+    """A name that is too long, as a folder of somebody else's: no traceback."""
+    path = tmp_path / ("n" * 300)
+    assert run_cli([word.format(path) for word in argv]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {path}" in said and "File name too long" in said and f"next:  ls -ld {tmp_path}" in said
 
 
 def test_json_is_one_document_on_standard_output(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
