@@ -14,6 +14,7 @@ from edgevit.errors import DeviceError, DeviceRefused, LostLink
 from edgevit.fleet.conversation import END_S, SILENCE_S, Conversation, Message, OnMessage, check_start
 from edgevit.fleet.upload import UPLOAD_CHUNK, Stages, Upload
 from edgevit.progress import Progress, Quiet
+from edgevit.results.sound import verify_sound
 from edgevit.transport.base import Channel, Transport
 
 if TYPE_CHECKING:
@@ -207,11 +208,12 @@ class Agent:
 
     def follow(self, run_id: str, progress: Progress | None = None) -> wire.Run:
         """Wait for a run and bring it home. It stays on the device until :meth:`ack`. DeviceRefused ``run-damaged`` where it is
-        no run that can be read here."""
+        no run that can be read here, or its figures contradict themselves."""
         with Stages(progress or Quiet(), f"{self.name}: ") as stages:
             value = self._call("follow", [run_id], on_message=stages, limit=wire.MAX_RUN_BYTES)
         try:
             run = wire.decode(wire.Run, value, "run")
+            verify_sound(run)
         except wire.WireError as e:
             # The agent passes a result on as it lies there: no fault of its own, and none of the other results.
             message = (

@@ -50,6 +50,8 @@ def measure_energy(m: Measurement) -> Energy:
         return _absent(why if measured else "the sensor of power gave no reading while timed", scope, covers)
     seconds = sum(_seconds(s) for s, _ in measured)
     count = sum(inferences(s) for s, _ in measured)
+    if not seconds or not count:
+        return _absent("nothing was timed", scope, covers)
     gross = sum(mean * _seconds(s) for s, mean in measured)
     idles = [s.power.idle_mw for s, _ in measured if s.power and s.power.idle_mw is not None]
     idle = statistics.fmean(idles) if len(idles) == len(measured) else None

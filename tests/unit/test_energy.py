@@ -74,6 +74,13 @@ def test_what_is_absent_has_its_reason(made: Run, net: str, gross: str) -> None:
     assert (energy.gross_mj is None) == bool(gross) and gross in energy.gross_absent
 
 
+def test_a_timed_part_without_a_length_or_an_inference_has_no_energy() -> None:
+    known = one(3000.0, 3000.0, 3000.0, 3000.0, counted_mw=3000.0).measurements[0]
+    for changes in ({"sampling": Sampling(0, 0.0, 1000)}, {"samples_ns": ()}):
+        energy = measure_energy(dataclasses.replace(known, series=(dataclasses.replace(known.series[0], **changes),)))
+        assert energy.gross_mj is None and energy.absent == energy.gross_absent == "nothing was timed"
+
+
 def test_not_all_samples_of_a_long_series_are_kept_but_all_count() -> None:
     series = watched(measurement(processes=1, samples=100).series[0], [5000.0] * 5)
     assert measure_energy(measured(dataclasses.replace(series, stride=10)).measurements[0]).gross_mj == pytest.approx(
