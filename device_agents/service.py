@@ -37,7 +37,8 @@ STARTS_WITHIN_S = 30.0
 def install_daemon(store: Store, console: Console, agent_sha256: str) -> Dict[str, Any]:
     """Write the unit, start it, and return once the daemon says what it runs under. A second time changes nothing it need not.
 
-    Raises ``no-systemd``, ``needs-root`` with the commands to type, ``no-daemon`` where it does not come up.
+    Raises ``no-systemd``, ``needs-root`` with the commands to type, ``no-daemon`` where it does not come up: the unit that was
+    there before, or none, is then there again.
     """
     request = _parse_request(console.read_json("daemon-install"))
     store.create()
@@ -48,11 +49,12 @@ def install_daemon(store: Store, console: Console, agent_sha256: str) -> Dict[st
     with console.heartbeat():
         manager = Manager(kind, unit_name(store.root))
         other = Manager("user" if kind == "system" else "system", manager.unit)
+        before = [(one, one.read()) for one in (manager, other)]
         if kind == "user":
             _linger()
         for sandboxed in (True, False):
             text = render_unit(_settings(store, agent_sha256, request, kind, sandboxed))
-            if manager.holds(text) and _is_up(store, manager):
+            if manager.read() == text and _is_up(store, manager):
                 break
             if store.has_daemon() and store.queued():
                 raise Refused(
@@ -61,14 +63,29 @@ def install_daemon(store: Store, console: Console, agent_sha256: str) -> Dict[st
                     "edgevit collect --wait, then install it again",
                 )
             manager.write(store, text)
-            other.remove(store)  # only now: whatever is refused leaves the daemon that is there at work
-            manager.restart(store)
-            if _comes_up(store, manager):
-                break
-            if kind == "system" or not sandboxed:
-                raise Refused("no-daemon", "{} does not come up:\n{}".format(manager.unit, manager.log_tail()))
+            try:
+                other.remove(store)  # only now: whatever is refused leaves the daemon that is there at work
+                manager.restart(store)
+                if _comes_up(store, manager):
+                    break
+                if kind == "system" or not sandboxed:
+                    what = "{} does not come up; what was there before is there again:\n{}"
+                    raise Refused("no-daemon", what.format(manager.unit, manager.log_tail()))
+            except Refused:
+                _put_back(store, before)
+                raise
             console.progress("daemon", 0, 1, "", "this user manager cannot sandbox it; trying without")
     return dict(daemon_status(store), sandboxed=sandboxed)
+
+
+def _put_back(store: Store, before: Sequence[Tuple[Manager, Optional[str]]]) -> None:
+    """What does not come up would be tried every two seconds for good, in the place of what was at work before."""
+    for manager, text in before:
+        if text is None:
+            manager.remove(store)
+        elif manager.read() != text:
+            manager.write(store, text)
+            manager.restart(store)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 from shlex import quote
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 from device_agents.errors import Refused, printable
 from device_agents.store import Store
@@ -37,12 +37,12 @@ class Manager:
             self._systemctl = ["systemctl", "--user"]
             self.path = Path(os.path.expanduser("~/.config/systemd/user")) / unit
 
-    def holds(self, text: str) -> bool:
-        """Whether the unit lies in its place with this text."""
+    def read(self) -> Optional[str]:
+        """The unit that lies in its place; None where there is none that can be read."""
         try:
-            return self.path.read_text(encoding="utf-8") == text
+            return self.path.read_text(encoding="utf-8")
         except (OSError, ValueError):
-            return False
+            return None
 
     def write(self, store: Store, text: str) -> None:
         """Put the unit in its place. ``needs-root`` with the commands where this user may not."""

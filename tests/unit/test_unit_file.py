@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from device_agents import service, systemctl
+from device_agents.console import Console
 from device_agents.errors import Refused
 from device_agents.protections import find_protections, is_read_only, parse_mountinfo
 from device_agents.store import Store
@@ -82,6 +86,57 @@ def test_commands_that_a_person_is_to_type_can_be_typed(tmp_path: Path, monkeypa
     assert re.search(r"(?<!\\)%", entry) is None, "crontab ends the command there"
     assert shlex.split(entry.replace("\\%", "%"))[2:5] == [str(store.launch_path), "a" * 64, str(store.root)]
     assert shlex.split(service.share_commands(str(store.root), "pi", "edgevit")[2])[-1] == str(store.root)
+
+
+class Units:
+    """Stands in for systemd, where no unit ever comes up."""
+
+    there: ClassVar[dict[str, str]] = {}
+    started: ClassVar[list[tuple[str, str]]] = []
+
+    def __init__(self, kind: str, unit: str) -> None:
+        self.kind, self.unit = kind, unit
+
+    def read(self) -> str | None:
+        return self.there.get(self.kind)
+
+    def write(self, store: Store, text: str) -> None:
+        self.there[self.kind] = text
+
+    def restart(self, store: Store) -> None:
+        self.started.append((self.kind, self.there[self.kind]))
+
+    def remove(self, store: Store) -> bool:
+        return self.there.pop(self.kind, None) is not None
+
+    def state(self) -> str:
+        return "failed"
+
+    def log_tail(self) -> str:
+        return "its log"
+
+
+@pytest.mark.parametrize("before", [{}, {"system": "an older unit"}, {"user": "the other kind"}])
+def test_a_unit_that_does_not_come_up_leaves_what_was_there(
+    before: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be started every two seconds for good, and the daemon that was at work would be gone."""
+    Units.there, Units.started = dict(before), []
+    monkeypatch.setattr(service, "Manager", Units)
+    monkeypatch.setattr(service, "_check_systemd", lambda *_: None)
+    monkeypatch.setattr(service, "launcher_text", lambda: "")
+    monkeypatch.setattr(service, "STARTS_WITHIN_S", 0.0)
+    request = {"kind": "system", "user": None, "groups": [], "devices": [], "quota_mb": None}
+    asked = tmp_path / "asked"
+    asked.write_text(json.dumps(request))
+    with (
+        asked.open("rb") as source,
+        open(os.devnull, "wb") as sink,
+        pytest.raises(Refused, match="does not come up") as refused,
+    ):
+        service.install_daemon(Store(tmp_path / "root"), Console(source.fileno(), sink.fileno()), "a" * 64)
+    assert refused.value.code == "no-daemon" and "its log" in str(refused.value)
+    assert Units.there == before and Units.started[1:] == list(before.items()), "what was at work is at work again"
 
 
 def test_what_the_settings_ask_for_is_in_the_unit() -> None:
