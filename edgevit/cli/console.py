@@ -35,20 +35,14 @@ WIDE_COLUMNS = 400
 
 
 def out(wide: bool = False) -> Console:
-    """The console for results: as wide as the terminal, 100 columns where there is none; room for ``wide`` tables if asked."""
+    """The console for results: as wide as the terminal, 100 columns where there is none; room for ``wide`` tables if asked.
+    What others named is shown as they wrote it: brackets and colons are neither styles nor pictures."""
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 100)
     if wide and console.width < WIDE_COLUMNS:
         console.width = WIDE_COLUMNS
     return console
-
-
-def err() -> Console:
-    """The console for people while work goes on."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:

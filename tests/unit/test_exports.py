@@ -340,6 +340,13 @@ def test_a_long_list_is_cut_and_says_so(home: Path, capsys: pytest.CaptureFixtur
     assert len(json.loads(capsys.readouterr().out)["batches"]) == 53
 
 
+def test_what_others_named_is_shown_as_they_wrote_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_store() as store:
+        store.new_batch("bench m on pi-[a-c]* [/x] :key:")
+    assert run_cli(["results", "list"]) == 0
+    assert "bench m on pi-[a-c]* [/x] :key:" in capsys.readouterr().out
+
+
 def test_every_figure_of_mixed_runs_can_be_exported(tmp_path: Path) -> None:
     rows = list(exports.figure_rows(summarize_all(mixed(), valid)))
     assert exports.write_csv(tmp_path / "a.csv", exports.FIGURES, rows) == len(rows) == 11
