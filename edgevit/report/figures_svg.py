@@ -28,6 +28,7 @@ def import_matplotlib() -> Any:
     except ImportError as e:
         raise MissingExtra("matplotlib", "figures") from e
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "edgevit", "font.size": 9, "axes.grid": True})
+    matplotlib.rcParams.update({"text.parse_math": False})  # a class or a model may be called anything
     matplotlib.rcParams.update({"grid.color": "#e3e5e8", "axes.axisbelow": True, "axes.spines.top": False})
     matplotlib.rcParams.update({"axes.spines.right": False, "legend.frameon": False, "figure.constrained_layout.use": True})
     return matplotlib.figure

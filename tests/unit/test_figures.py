@@ -64,7 +64,7 @@ def test_figures_of_different_batches_share_no_front(tmp_path: Path) -> None:
 
 
 def test_every_kind_is_drawn_and_says_what_it_shows(figures: list[figures_svg.Figure], tmp_path: Path) -> None:
-    one_each = list({f.kind: f for f in figures}.values())
+    one_each = [dataclasses.replace(f, title=f"{f.title}, $\\frac$") for f in {f.kind: f for f in figures}.values()]
     assert write_svg(one_each, tmp_path) == len(one_each)
     for figure in one_each:
         text = (tmp_path / f"{figure.name}.svg").read_text("utf-8")
