@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevit.errors import EdgevitError
+from edgevit.errors import DeviceError, EdgevitError, UsageError
 from edgevit.progress import Progress
 from edgevit.workers import changed_environment
 
@@ -27,6 +27,9 @@ MODEL = "edgevit.digits:digits_vit"
 
 class DemoFailed(EdgevitError):
     """A command of the demo did not end as it should; its own error was shown above."""
+
+
+_FAILED: dict[int, type[EdgevitError]] = {2: UsageError, 3: DeviceError}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def home(folder: Path) -> AbstractContextManager[None]:
 
 
 def call(*argv: str | Path, expect: int = 0) -> None:
-    """Show and run one edgevit command. Raises :class:`DemoFailed` if its exit code is not ``expect``."""
+    """Show and run one edgevit command. Raises what its exit code stands for, else :class:`DemoFailed`, where it is not
+    ``expect``."""
     from edgevit.cli import run_cli
 
     words = [str(a) for a in argv]
@@ -54,7 +58,8 @@ def call(*argv: str | Path, expect: int = 0) -> None:
     print(f"\n$ edgevit {shlex.join(words)}", flush=True)  # noqa: T201 -- the demo's output is a session
     code = run_cli(words)
     if code != expect:
-        raise DemoFailed(f"edgevit {words[0]} ended with exit code {code}, expected {expect}")
+        failed = _FAILED.get(code, DemoFailed)
+        raise failed(f"edgevit {words[0]} ended with exit code {code}, expected {expect}")
 
 
 def build_digits(folder: Path, progress: Progress, targets: Sequence[str]) -> list[Path]:

@@ -16,18 +16,26 @@ def demo(own_target: str | None) -> int:
     Runs on this machine: once through the `local` agent and, where an sshd is installed, once more over real SSH.
     """
     from edgevit import demo as steps
+    from edgevit.cli.connect import each_target
     from edgevit.cli.progress_context import showing_progress
     from edgevit.cli.results import summarize_runs
+    from edgevit.cli.run import require_a_runtime
     from edgevit.places import data_dir
     from edgevit.results.store import open_store
 
     began = time.monotonic()
+    targets = ["local"]
+    if own_target:
+        # A minute of training is not begun for a device that is not there.
+        ready, unready = each_target([own_target], require_a_runtime)
+        if unready:
+            return unready
+        targets = [name for name, _ in ready]
     folder = data_dir() / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         # A person's own target is known to their own fleet file, and trusts their own key.
         stack.enter_context(nullcontext() if own_target else steps.home(folder))
-        targets = [own_target] if own_target else ["local"]
         with showing_progress() as progress:
             progress.start("data", "handwritten digits (scikit-learn's own)")
             bundles = steps.build_digits(folder, progress, targets)

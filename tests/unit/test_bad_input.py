@@ -154,6 +154,16 @@ def test_unknown_names_offer_the_nearest(
     check(capsys, build(tmp_path, "--random-weights", *argv), message, hint)
 
 
+@pytest.mark.parametrize(("target", "code"), [("nosuch", 2), ("ghost", 3)])
+def test_the_demo_trains_nothing_for_a_target_that_is_not_there(target: str, code: int, home: Path) -> None:
+    (home / "config").mkdir(parents=True, exist_ok=True)
+    fleet = home / "config" / "fleet.yaml"
+    fleet.write_text("schema: edgevit.fleet/1\ntargets:\n  ghost: {host: 127.0.0.1, port: 9, user: nobody}\n")
+    fleet.chmod(0o600)
+    assert run_cli(["demo", "--target", target]) == code
+    assert not (home / "data" / "demo").exists()
+
+
 # ---- what is not installed ------------------------------------------------------------------------------------------
 
 
