@@ -49,7 +49,7 @@ class Trials:
     """The trials of one search; close it. Only one process at a time may have it open.
 
     Raises :class:`MissingExtra` without Optuna, :class:`UsageError` where the search is running already, :class:`StoreError`
-    for a file that cannot be read.
+    for a file that cannot be read, or written, at any moment.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -74,6 +74,7 @@ class Trials:
         except sqlite3.Error as e:
             self._lock.close()
             raise StoreError(f"the trials in {folder} cannot be read: {e}", hint=f"move {folder} away") from e
+        self._folder = folder
         self._study: Any = None
         self._open: dict[int, Any] = {}
 
@@ -90,7 +91,7 @@ class Trials:
 
     def kept(self) -> list[Kept]:
         """Every trial, in order."""
-        rows = self._file.execute("SELECT number, drawn, candidate, ended FROM trials ORDER BY number").fetchall()
+        rows = self._execute("SELECT number, drawn, candidate, ended FROM trials ORDER BY number")
         return [
             Kept(number, json.loads(drawn), None if candidate is None else from_json(json.loads(candidate)), ended is not None)
             for number, drawn, candidate, ended in rows
@@ -99,7 +100,7 @@ class Trials:
     def ask(self, draws: Draws, seeds: Sequence[Draw], at_boundary: Callable[[], Draw | None]) -> Kept:
         """The next draw: a shipped recipe's, what ``at_boundary`` has, or the sampler's own."""
         study = self._recalled(draws)
-        ((number, seeded),) = self._file.execute("SELECT count(*), count(seed) FROM trials").fetchall()
+        ((number, seeded),) = self._execute("SELECT count(*), count(seed) FROM trials")
         turn = number % 3 if number >= SEEDS_AT_ONCE else 0
         seed = seeded if turn == 0 and seeded < len(seeds) else None
         given = seeds[seed] if seed is not None else at_boundary() if turn < 2 else None
@@ -107,19 +108,17 @@ class Trials:
             study.enqueue_trial(dict(given))
         study.sampler = self._optuna.samplers.TPESampler(seed=(self._seed * 100_003 + number) % 2**32, n_startup_trials=STARTUP)
         drawn = self._draw(study, number, draws)
-        self._file.execute("INSERT INTO trials (number, seed, drawn) VALUES (?, ?, ?)", (number, seed, json.dumps(drawn)))
+        self._execute("INSERT INTO trials (number, seed, drawn) VALUES (?, ?, ?)", (number, seed, json.dumps(drawn)))
         return Kept(number, drawn, None, False)
 
     def drawn(self) -> dict[int, Draw]:
         """Every draw, by the number of its trial."""
-        return {
-            number: json.loads(drawn) for number, drawn in self._file.execute("SELECT number, drawn FROM trials").fetchall()
-        }
+        return {number: json.loads(drawn) for number, drawn in self._execute("SELECT number, drawn FROM trials")}
 
     def note(self, candidate: Candidate) -> None:
         """Keep what became of a trial so far."""
         text = json.dumps(to_json(candidate))
-        self._file.execute("UPDATE trials SET candidate = ? WHERE number = ?", (text, candidate.number))
+        self._execute("UPDATE trials SET candidate = ? WHERE number = ?", (text, candidate.number))
 
     def tell(self, draws: Draws, number: int, value: float | None, constraints: Mapping[str, float]) -> None:
         """How a trial ended, for the sampler: ``value`` is the less the better, None for one that failed; of ``constraints``
@@ -127,34 +126,41 @@ class Trials:
         self._recalled(draws)
         self._tell(number, value, constraints)
         ended = json.dumps({"value": value, "constraints": dict(constraints)})
-        self._file.execute("UPDATE trials SET ended = ? WHERE number = ?", (ended, number))
+        self._execute("UPDATE trials SET ended = ? WHERE number = ?", (ended, number))
 
     def reopen(self, number: int) -> None:
         """As if a trial had only been drawn; before the sampler is first asked or told anything."""
-        self._file.execute("UPDATE trials SET candidate = NULL, ended = NULL WHERE number = ?", (number,))
+        self._execute("UPDATE trials SET candidate = NULL, ended = NULL WHERE number = ?", (number,))
 
     def begin_anew(self) -> None:
         """Forget every trial and how long was searched; what was shipped, and what is searched, stays."""
-        self._file.execute("DELETE FROM trials")
-        self._file.execute("DELETE FROM facts WHERE name IN ('spent_s', 'ended', 'exhausted')")
+        self._execute("DELETE FROM facts WHERE name IN ('spent_s', 'ended', 'exhausted')")
+        self._execute("DELETE FROM trials")  # the last: a kill between the two leaves trials that are known to be of no use
         self._study, self._open = None, {}
 
     def get(self, name: str) -> Any:
         """A value of the whole search, None where it was not set."""
-        row = self._file.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        rows = self._execute("SELECT value FROM facts WHERE name = ?", (name,))
+        return json.loads(rows[0][0]) if rows else None
 
     def set(self, name: str, value: Any) -> None:
         """Keep a JSON value of the whole search."""
-        self._file.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, json.dumps(value)))
+        self._execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, json.dumps(value)))
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._file.execute(statement, values).fetchall()
+        except sqlite3.Error as e:
+            raise StoreError(
+                f"the trials in {self._folder} cannot be kept: {e}",
+                hint=f"df -h {self._folder}, then the same command again: it goes on where it stood",
+            ) from e
 
     def _recalled(self, draws: Draws) -> Any:
         """Optuna's study, told once what the file holds: each trial is drawn over with its own values."""
         if self._study is None:
             self._study = self._optuna.create_study(sampler=self._optuna.samplers.RandomSampler(seed=self._seed))
-            for number, drawn, ended in self._file.execute(
-                "SELECT number, drawn, ended FROM trials ORDER BY number"
-            ).fetchall():
+            for number, drawn, ended in self._execute("SELECT number, drawn, ended FROM trials ORDER BY number"):
                 self._study.enqueue_trial(json.loads(drawn))
                 self._draw(self._study, number, draws)
                 if ended is not None:

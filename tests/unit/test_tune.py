@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edgevit.cli import run_cli
-from edgevit.errors import MissingExtra, UsageError
+from edgevit.errors import MissingExtra, StoreError, UsageError
 from edgevit.plans import PLANS
 from edgevit.progress import Quiet
 from edgevit.recipe import list_recipes, load_recipe
@@ -645,6 +645,17 @@ def test_the_answer_fits_100_columns(tmp_path: Path) -> None:
     assert "★" in shown and "median error" in shown and "evidence: runs" in shown and "p90" in shown
     assert "top-1 was not counted there" in shown, "these boards count none, and the loss is passed off as theirs"
     one.trials.close()
+
+
+def test_a_full_disk_ends_a_search_with_an_error_and_the_search_goes_on_later(tmp_path: Path) -> None:
+    with Trials(tmp_path, 0) as full:
+        full.set("spent_s", 1.0)
+        ((pages,),) = full._execute("PRAGMA page_count")
+        full._execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StoreError, match="cannot be kept: database or disk is full"):
+            full.set("space", "x" * 100_000)
+    with Trials(tmp_path, 0) as later:
+        assert later.get("spent_s") == 1.0 and later.get("space") is None
 
 
 def test_two_of_the_same_search_do_not_run_at_once(tmp_path: Path) -> None:
