@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -116,6 +117,7 @@ def tune(
 
         verify_writable_folder(output)
     names = [t.name for t in select_targets(targets)]
+    verify_keepable(output, names)
     cache = Cache()
     model, given = what_is_given(options, cache)
     key = signing_key(options["sign_key"])
@@ -149,6 +151,17 @@ def tune(
             road.tidy(search.dead)
         shutil.rmtree(root, ignore_errors=True)
     return max(away, road.code) or code
+
+
+def verify_keepable(output: Path | None, names: Sequence[str]) -> None:
+    """Raises :class:`UsageError` where something else than a bundle is where a winner's is to be kept."""
+    from edgevit.bundle import MANIFEST
+
+    for place in () if output is None else [output / name / "bundle" for name in names]:
+        if place.exists() and not (place / MANIFEST).is_file():
+            raise UsageError(
+                f"{place} is there and is no bundle: the winner's is kept in that place", hint="give another -o DIR"
+            )
 
 
 def profile_of(target: Any) -> Profile:
@@ -293,7 +306,11 @@ def keep_winner(search: Search, answer: Answer, output: Path) -> Path:
         raise TypeError("there is no winner to keep")
     place = output / answer.target
     place.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(place / "bundle", ignore_errors=True)
-    search.host.pack(answer.winner.candidate, place / "bundle")
+    verify_keepable(output, [answer.target])
+    with tempfile.TemporaryDirectory(dir=place, prefix=".bundle-") as scratch:
+        search.host.pack(answer.winner.candidate, Path(scratch) / "bundle")
+        if (place / "bundle").exists():
+            (place / "bundle").rename(Path(scratch) / "before")
+        (Path(scratch) / "bundle").rename(place / "bundle")
     write_whole(place / "recipe.yaml", recipe_yaml(answer.winner.candidate.recipe))
     return place

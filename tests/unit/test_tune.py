@@ -83,6 +83,43 @@ def test_what_cannot_be_searched_for_is_wrong_use_before_any_work(words: list[st
     assert not (home / "cache").exists(), "work was done"
 
 
+def test_a_winner_takes_no_place_but_a_bundles_and_only_once_it_is_whole(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from types import SimpleNamespace
+
+    from edgevit.cli.tune import keep_winner
+    from edgevit.errors import BuildError
+
+    place = tmp_path / "won" / "local" / "bundle"
+    place.mkdir(parents=True)
+    (place / "notes.txt").write_text("mine")
+    words = ["--random-weights", "--target", "local", "--eval", "x", "--max-loss", "1", "-o", str(tmp_path / "won")]
+    assert run_cli(["tune", "tests.support.models:tiny_vit", *words]) == 2
+    assert "is no bundle" in capsys.readouterr().err and (place / "notes.txt").read_text() == "mine"
+
+    def pack(candidate: Any, to: Path) -> None:
+        to.mkdir()
+        (to / "manifest.json").write_text(candidate.label)
+        if candidate.label == "cut off":
+            raise BuildError("another bundle than was counted")
+
+    def winner(label: str) -> tuple[Any, Any]:
+        candidate = SimpleNamespace(label=label, recipe=load_recipe("fp32"))
+        won = SimpleNamespace(target="local", winner=SimpleNamespace(candidate=candidate))
+        return SimpleNamespace(host=SimpleNamespace(pack=pack)), won
+
+    (place / "notes.txt").unlink()
+    place.rmdir()
+    for label in ("first", "second"):
+        assert keep_winner(*winner(label), tmp_path / "won") == place.parent
+        assert (place / "manifest.json").read_text() == label
+    with pytest.raises(BuildError):
+        keep_winner(*winner("cut off"), tmp_path / "won")
+    assert (place / "manifest.json").read_text() == "second", "the winner before is lost"
+    assert sorted(p.name for p in place.parent.iterdir()) == ["bundle", "recipe.yaml"]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The space
 # --------------------------------------------------------------------------------------------------------------------
