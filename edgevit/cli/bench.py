@@ -188,13 +188,15 @@ def bench_bundles(
             return _submit_all(fleet, chosen, at_once, as_json)
         done, failed = sort_outcomes(run_schedule([fleet.piece(t) for t in chosen], at_once=at_once, on_stop=say_stopping))
         code = show_failures(failed)
-        if not done:
+        if not done and not as_json:
             return code
         if wanted.every:
-            shown = show_variants(store, batch, gates, wide=wide, as_json=as_json, require_valid=require_valid)
+            shown = show_variants(store, batch, gates, failed, wide=wide, as_json=as_json, require_valid=require_valid)
         else:
             operators = wanted.plan.profile_ops
-            shown = show_batch(store, batch, wide=wide, as_json=as_json, require_valid=require_valid, operators=operators)
+            shown = show_batch(
+                store, batch, failed, wide=wide, as_json=as_json, require_valid=require_valid, operators=operators
+            )
         return code or shown
 
 

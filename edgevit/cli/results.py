@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit.cli.console import emit_json, json_option, out, say
+from edgevit.cli.console import emit_json, error_json, json_option, out, say
 from edgevit.cli.results_compare import compare, history
 from edgevit.cli.results_store import export, import_, prune
 from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
     from device_agents.wire import Run
+    from edgevit.errors import EdgevitError
     from edgevit.results.spread import DeviceSpread
     from edgevit.results.store import Store
     from edgevit.results.summary import Summary
@@ -32,10 +33,17 @@ def summarize_runs(runs: Sequence[Run]) -> list[Summary]:
 
 
 def show_batch(
-    store: Store, batch: str, *, wide: bool, as_json: bool, require_valid: bool = False, operators: bool = False
+    store: Store,
+    batch: str,
+    failed: Sequence[tuple[str, EdgevitError]] = (),
+    *,
+    wide: bool,
+    as_json: bool,
+    require_valid: bool = False,
+    operators: bool = False,
 ) -> int:
     """The table (or JSON) of one batch, what its plan found besides, and with ``operators`` their times; 1 where a measurement
-    failed, or ``require_valid`` and one is INVALID."""
+    failed, or ``require_valid`` and one is INVALID. ``failed``: targets that gave no run, and why, for JSON."""
     from edgevit.results.compare import compare_pairs
 
     runs = store.runs(batch_id=batch)
@@ -47,9 +55,11 @@ def show_batch(
         from edgevit.report.spread_view import json_spreads
         from edgevit.report.table import json_rows
 
-        document = {"batch": batch, "rows": json_rows(summaries)}
+        document: dict[str, Any] = {"batch": batch, "rows": json_rows(summaries)}
         if spreads:
             document["device_spread"] = json_spreads(spreads)
+        if failed:
+            document["failed"] = json_failed(failed)
         emit_json("results", {**document, "comparisons": json_comparisons(comparisons)} if comparisons else document)
     else:
         from edgevit.report.plans_view import render_comparisons, render_operators, render_sustained
@@ -68,6 +78,11 @@ def show_batch(
             out(wide).print(render_operators(summaries))
         say(f"batch {batch}; edgevit report --batch {batch} -o report.html")
     return int(any(s.failure or (require_valid and not s.verdict.valid) for s in summaries))
+
+
+def json_failed(failed: Sequence[tuple[str, EdgevitError]]) -> list[dict[str, Any]]:
+    """Targets that gave no run, each with its error."""
+    return [{"target": name, "error": error_json(error)} for name, error in failed]
 
 
 def _device_spreads(store: Store, runs: Sequence[Run], batch: str) -> list[DeviceSpread]:

@@ -15,6 +15,7 @@ from edgevit.select import MAX_LOSS, POLICIES, Choice, Gates, admit, choose, fin
 if TYPE_CHECKING:
     from device_agents.wire import Facts
     from edgevit.bundle import Bundle
+    from edgevit.errors import EdgevitError
     from edgevit.results.store import Store
     from edgevit.results.summary import Summary
     from edgevit.variants import Runnable
@@ -61,10 +62,19 @@ def choose_stored(
     return choose(figures, policy, gates, not_measured)
 
 
-def show_variants(store: Store, batch: str, gates: Gates, *, wide: bool, as_json: bool, require_valid: bool) -> int:
+def show_variants(
+    store: Store,
+    batch: str,
+    gates: Gates,
+    failed: Sequence[tuple[str, EdgevitError]] = (),
+    *,
+    wide: bool,
+    as_json: bool,
+    require_valid: bool,
+) -> int:
     """The variants of each bundle on each target of one batch, and what each policy would choose; 1 where for one of them no
-    policy could, or ``require_valid`` and a figure is INVALID."""
-    from edgevit.cli.results import summarize_runs
+    policy could, or ``require_valid`` and a figure is INVALID. ``failed``: targets that gave no run, and why, for JSON."""
+    from edgevit.cli.results import json_failed, summarize_runs
     from edgevit.report.table import json_rows, render_table
     from edgevit.report.variants_view import render_variants
 
@@ -85,7 +95,8 @@ def show_variants(store: Store, batch: str, gates: Gates, *, wide: bool, as_json
     if as_json:
         from device_agents.wire import encode
 
-        emit_json("results", {"batch": batch, "rows": json_rows(summaries), "choices": [encode(c) for c in choices]})
+        document = {"batch": batch, "rows": json_rows(summaries), "choices": [encode(c) for c in choices]}
+        emit_json("results", {**document, "failed": json_failed(failed)} if failed else document)
     else:
         say(f"batch {batch}; edgevit deploy BUNDLE TARGET --select {'|'.join(POLICIES)}")
     return code or int(require_valid and any(not s.failure and not s.verdict.valid for s in summaries))

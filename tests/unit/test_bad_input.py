@@ -4,6 +4,7 @@ next, and nothing left behind."""
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -156,12 +157,30 @@ def test_unknown_names_offer_the_nearest(
 
 @pytest.mark.parametrize(("target", "code"), [("nosuch", 2), ("ghost", 3)])
 def test_the_demo_trains_nothing_for_a_target_that_is_not_there(target: str, code: int, home: Path) -> None:
+    write_ghost(home)
+    assert run_cli(["demo", "--target", target]) == code
+    assert not (home / "data" / "demo").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--variants"]])
+def test_json_of_a_measurement_names_the_targets_that_gave_none(
+    more: list[str], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ghost(home)
+    bundle = make_bundle(make_signer(tmp_path)).write(tmp_path / "bundle")
+    assert run_cli(["bench", str(bundle), "ghost", "--json", *more]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == "edgevit.results/1" and told["rows"] == []
+    (failed,) = told["failed"]
+    assert failed["target"] == "ghost" and failed["error"]["kind"] == "Unreachable" and "port 9" in failed["error"]["message"]
+
+
+def write_ghost(home: Path) -> None:
+    """A fleet of one target that nobody answers for."""
     (home / "config").mkdir(parents=True, exist_ok=True)
     fleet = home / "config" / "fleet.yaml"
     fleet.write_text("schema: edgevit.fleet/1\ntargets:\n  ghost: {host: 127.0.0.1, port: 9, user: nobody}\n")
     fleet.chmod(0o600)
-    assert run_cli(["demo", "--target", target]) == code
-    assert not (home / "data" / "demo").exists()
 
 
 # ---- what is not installed ------------------------------------------------------------------------------------------
