@@ -39,8 +39,9 @@ def differences(a: tuple[Run, Measurement], b: tuple[Run, Measurement]) -> tuple
         one, other = pick(a[1]), pick(b[1])
         # The share by which a clock may drift within one measurement tells two settings apart as well.
         allowed = max(a[0].job.plan.max_frequency_drift, b[0].job.plan.max_frequency_drift)
-        if one and other and abs(one - other) > allowed * max(one, other):
-            found.append(Difference(key, f"{one:,.0f} MHz", f"{other:,.0f} MHz"))
+        told_by_one = (one is None) != (other is None) and _timed(a[1]) and _timed(b[1])
+        if told_by_one or (one and other and abs(one - other) > allowed * max(one, other)):
+            found.append(Difference(key, *("" if mhz is None else f"{mhz:,.0f} MHz" for mhz in (one, other))))
     if a[1].accuracy is not None and b[1].accuracy is not None:
         one_set, other_set = images_of(a[1]), images_of(b[1])
         if one_set != other_set:
@@ -78,6 +79,10 @@ def images_of(m: Measurement) -> str:
 
 def _offered(run: Run, m: Measurement) -> str:
     return next((r.version for r in run.facts.runtimes if r.runtime == m.variant.runtime), "")
+
+
+def _timed(m: Measurement) -> bool:
+    return any(s.samples_ns for s in m.series)
 
 
 def _cpu_mhz(m: Measurement) -> float | None:

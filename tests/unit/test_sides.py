@@ -52,6 +52,11 @@ def clock(m: Measurement) -> Measurement:
     return dataclasses.replace(m, series=tuple(dataclasses.replace(s, readings=slow) for s in m.series))
 
 
+def no_clock(m: Measurement) -> Measurement:
+    silent = tuple(Reading(i * 1000, 50.0, None, ()) for i in range(4))
+    return dataclasses.replace(m, series=tuple(dataclasses.replace(s, readings=silent) for s in m.series))
+
+
 def images(m: Measurement) -> Measurement:
     return dataclasses.replace(m, accuracy=accuracy(50, 100, random.Random(1)))
 
@@ -73,6 +78,7 @@ def images(m: Measurement) -> Measurement:
         (alone(batch="b2", governor=None), "governor", "ondemand", ""),
         (alone(batch="b2", facts=facts(sensors=("temperature", "power-mode:15W"))), "power mode", "", "15W"),
         (change(alone(batch="b2"), clock), "CPU clock", "1,800 MHz", "1,500 MHz"),
+        (change(alone(batch="b2"), no_clock), "CPU clock", "1,800 MHz", ""),
     ],
 )
 def test_each_condition_that_differs_is_named_with_both_values(other: Run, key: str, a: str, b: str) -> None:
