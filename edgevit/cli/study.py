@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,11 +89,13 @@ def study(
     asked = replace(loaded, targets=tuple(targets) or loaded.targets, plan=plan or loaded.plan)
     verify_writable(output, markdown, csv_file)
     cache, key = Cache(), signing_key(sign_key)
-    with open_store() as store, showing_progress() as progress:
+    with open_store() as store, showing_progress() as progress, ExitStack() as held:
         boards = target_boards(asked)
         profiles = all_profiles(asked, boards)
         whole = prepare_examples(asked, places.data_dir(), progress)
         root = output or cache.root / "studies" / whole.digest[:16]
+        if output is None:
+            held.enter_context(alone(root))
         with open_engine(engine_name, jobs) as engine:
             results = build_grid(whole, profiles, root, key, engine, cache, progress, say_not_applicable)
         measuring = Measuring(whole, results, boards, root, key, store, progress, again, keep=output is not None)
@@ -106,6 +110,19 @@ def study(
     show(whole, results, measuring, rows, wide=wide, as_json=as_json)
     write_files(whole, rows, markdown, csv_file)
     return code or int(any(r.state == "failed" for r in rows))
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """For as long as the block runs nobody else may work in ``root``, which is thrown away in the end. UsageError where
+    somebody does."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise UsageError(f"this very study is running already ({root})", hint="wait for it, or end it") from e
+        yield
 
 
 def target_boards(study: Study) -> dict[str, Profile]:

@@ -434,6 +434,16 @@ def test_rows_are_paired_with_fp32_of_their_own_model_and_target() -> None:
     assert elsewhere.difference is None, "another target has an fp32 of its own, or none"
 
 
+def test_two_of_the_same_study_do_not_take_away_each_others_bundles(tmp_path: Path) -> None:
+    from edgevit.cli.study import alone
+
+    root = tmp_path / "cache" / "studies" / "0123456789abcdef"
+    with alone(root), pytest.raises(UsageError, match="running already"), alone(root):
+        pass
+    with alone(root):
+        pass
+
+
 def test_what_is_measured_later_stands_beside_a_float_that_the_target_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 in ONNX comes first; a board that runs TFLite alone would have no × fp32 of it."""
     from types import SimpleNamespace
