@@ -332,7 +332,7 @@ def _is_installed(name: str, file: Path) -> bool:
 
 def _imports(file: Path, package: str) -> list[str]:
     """Names of the modules that the source ``file`` of ``package`` imports, wherever in it."""
-    found = []
+    found: list[str] = []
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
