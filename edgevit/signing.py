@@ -35,10 +35,13 @@ def default_signers_path() -> Path:
 
 def make_key(path: Path, comment: str) -> Path:
     """A new ed25519 key without passphrase, mode 600, and ``path``.pub beside it. UsageError where either is there already."""
-    for existing in (path, _public_path(path)):
-        if existing.exists() or existing.is_symlink():
-            raise UsageError(f"{existing} is there already; a signing key is not overwritten", hint="edgevit key show")
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        for existing in (path, _public_path(path)):
+            if existing.exists() or existing.is_symlink():
+                raise UsageError(f"{existing} is there already; a signing key is not overwritten", hint="edgevit key show")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise UsageError(f"{path}: no key can be made there: {e.strerror}", hint=f"ls -ld {path.parent}") from e
     _run(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)], b"", f"making the key {path}")
     path.chmod(0o600)
     return path
