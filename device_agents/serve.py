@@ -35,6 +35,9 @@ CANCELLED = "cancelled on request"
 MOST_BYTES = wire.MAX_RUN_BYTES - 4096
 """Of a result; around it on its way stands one more object."""
 
+BESIDE_BYTES, LEAST_BYTES = 64 * 1024, 256 * 1024
+"""What stays free beside a result, and the size below which none is thinned for want of room."""
+
 THIN_ABOVE = 2000
 """Samples of a series: fewer are kept whole, whatever the size of the result."""
 
@@ -106,7 +109,9 @@ def _work(store: Store, agent_sha256: str, run_id: str) -> None:
                 text = "starting again, attempt {} of {}: the server died before".format(attempts + 1, MAX_ATTEMPTS)
                 part.progress("waiting", 0, 1, "", text)
             run = _attempt(store, agent_sha256, job, part, attempts + 1)
-        store.write(store.spool_path(run_id, "run"), fit_result(run))
+        # What ran for minutes is not to be lost, and run again, because the disk filled up meanwhile.
+        most_bytes = min(MOST_BYTES, max(store.free_bytes() - BESIDE_BYTES, LEAST_BYTES))
+        store.write(store.spool_path(run_id, "run"), fit_result(run, most_bytes))
     finally:
         part.close()
     _forget(store, run_id)

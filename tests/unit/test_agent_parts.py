@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device_agents import activate, golden, measure, pixels, wire
+from device_agents import activate, golden, measure, pixels, serve, wire
 from device_agents.errors import Refused, printable
 from device_agents.runtimes import check_scheme
 from device_agents.runtimes.onnx import refuse_external_data
@@ -319,6 +320,32 @@ def test_a_result_that_is_too_big_to_come_home_is_made_smaller_evenly() -> None:
     assert short == run.measurements[1] and thinned.status == run.status
     lost = wire.loads(wire.Run, fit_result(run, 10_000), "run", 10_000)
     assert (lost.status, lost.measurements, lost.job) == ("failed", (), run.job) and "can be brought home" in lost.reason
+
+
+def test_a_result_that_the_disk_has_no_room_for_any_more_is_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else minutes of load are measured three times and lost three times."""
+
+    class Filling(Store):
+        def free_bytes(self) -> int:
+            return 5_000_000 if not made else 500_000
+
+    made: list[wire.Run] = []
+
+    def attempt(_store: Store, _agent: str, job: wire.Job, *_: Any) -> wire.Run:
+        made.append(dataclasses.replace(runs.run(measurements=(runs.measurement(samples=40_000, processes=2),)), job=job))
+        return made[0]
+
+    monkeypatch.setattr(serve, "_attempt", attempt)
+    store = Filling(tmp_path / "root")
+    store.create()
+    job = dataclasses.replace(runs.run().job, run_id="long")
+    store.write(store.queue_path("long"), wire.dumps(job))
+    serve._work(store, "a" * 64, "long")
+    data = store.spool_path("long", "run").read_bytes()
+    assert len(wire.dumps(made[0])) > 600_000 and len(data) < 500_000 - serve.BESIDE_BYTES
+    assert wire.loads(wire.Run, data, "run", len(data)).measurements[0].series[0].stride > 1
 
 
 class Asked:
