@@ -160,7 +160,8 @@ def _doubtful(measured: Sequence[wire.Series], plan: wire.RunPlan) -> List[str]:
         )
     fewest = min((len(s.samples_ns) * s.stride for s in measured), default=plan.min_samples)
     if fewest < plan.min_samples:
-        found.append("{} of {} samples before the time was up; {}".format(fewest, plan.min_samples, _LONGER))
+        longer = "edgevit bench --plan sustained" if plan.name == "standard" else _LONGER
+        found.append("{} of {} samples before the time was up; {}".format(fewest, plan.min_samples, longer))
     heat = sorted({name for s in measured for name in _limits(s) if name in HEAT})
     if plan.sustained and heat:
         found.append("heat limited the board: {}; cool it, then: edgevit bench --plan sustained".format(", ".join(heat)))

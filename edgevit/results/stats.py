@@ -65,7 +65,7 @@ def _measured(run: Run, m: Measurement, verdict: Verdict) -> Summary:
     return Summary(
         **_asked(run, m.variant),
         **_model_file(m),
-        **_times(m.series, m.batch, absent),
+        **_times(m.series, m.batch, absent, run.job.plan.name),
         **_starts(m.series),
         **_memory(m.series, absent),
         **_accuracy(m.accuracy, m.accuracy_absent or absent),
@@ -95,7 +95,7 @@ def _never_reached(run: Run, variant: Variant) -> Summary:
         scheme="",
         batch=1,
         file_mb=None,
-        **_times((), 1, why),
+        **_times((), 1, why, run.job.plan.name),
         **_starts(()),
         **_memory((), why),
         **_accuracy(None, why),
@@ -144,17 +144,18 @@ def _model_file(m: Measurement) -> Fields:
     }
 
 
-def _times(series: Sequence[Series], batch: int, absent: str) -> Fields:
-    """Latency of one inference over the samples of all ``series``, and throughput."""
+def _times(series: Sequence[Series], batch: int, absent: str, plan: str) -> Fields:
+    """Latency of one inference over the samples of all ``series``, and throughput; ``plan`` is the one they were timed by."""
+    longer = "sustained" if plan in ("standard", "sustained") else "standard"
     ordered = sorted(ns for one in series for ns in one.samples_ns)
     n, total = len(ordered), sum(ordered)
     early90, early99 = (early_stopping_percentile(ordered, q) for q in (0.9, 0.99))
     return {
         "processes": len(series),
         "n": n,
-        **_percentile("p50", ordered, 0.5, 1, absent),
-        **_percentile("p90", ordered, 0.9, P90_SAMPLES, absent),
-        **_percentile("p99", ordered, 0.99, P99_SAMPLES, absent),
+        **_percentile("p50", ordered, 0.5, 1, absent, longer),
+        **_percentile("p90", ordered, 0.9, P90_SAMPLES, absent, longer),
+        **_percentile("p99", ordered, 0.99, P99_SAMPLES, absent, longer),
         **_intervals(series, ordered),
         "p90_early_stopping_ms": _ms(early90) if early90 is not None else None,
         "p99_early_stopping_ms": _ms(early99) if early99 is not None else None,
@@ -168,11 +169,11 @@ def _times(series: Sequence[Series], batch: int, absent: str) -> Fields:
     }
 
 
-def _percentile(name: str, ordered: Sequence[int], q: float, needed: int, absent: str) -> Fields:
+def _percentile(name: str, ordered: Sequence[int], q: float, needed: int, absent: str, longer: str) -> Fields:
     n = len(ordered)
     if n >= needed:
         return {f"{name}_ms": _ms(percentile(ordered, q)), f"{name}_absent": ""}
-    few = f"{n} samples, {needed} are needed at 99 % confidence; bench with --plan standard"
+    few = f"{n} samples, {needed} are needed at 99 % confidence; bench with --plan {longer}"
     return {f"{name}_ms": None, f"{name}_absent": few if n else absent}
 
 

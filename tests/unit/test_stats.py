@@ -100,13 +100,17 @@ def test_a_summary_by_hand() -> None:
         ),
         dataclasses.replace(base, samples_ns=tuple(range(51_000_000, 101_000_000, 1_000_000)), init_time_ns=6_000_000),
     )
-    (s,) = summarize(run(measurements=(dataclasses.replace(m, series=series),)), valid)
+    made = run(measurements=(dataclasses.replace(m, series=series),))
+    (s,) = summarize(made, valid)
     assert (s.n, s.processes, s.p50_ms, s.p90_ms, s.mean_ms, s.min_ms, s.max_ms) == (100, 2, 50.0, 90.0, 50.5, 1.0, 100.0)
     assert s.process_p50_ms == (25.0, 75.0)
     assert s.p90_early_stopping_ms == 98.0, "the third largest of 100"
     assert s.std_ms == pytest.approx(statistics.stdev(range(1, 101)))
     assert (s.init_ms, s.peak_mb, s.file_mb) == (5.0, 92.5, 6.3)
-    assert (s.p99_ms, s.p99_absent) == (None, "100 samples, 662 are needed at 99 % confidence; bench with --plan standard")
+    few = "100 samples, 662 are needed at 99 % confidence; bench with --plan"
+    assert (s.p99_ms, s.p99_absent) == (None, f"{few} sustained"), "the same plan again would give no more"
+    job = dataclasses.replace(made.job, plan=dataclasses.replace(made.job.plan, name="quick"))
+    assert summarize(dataclasses.replace(made, job=job), valid)[0].p99_absent == f"{few} standard"
     assert s.top1 == pytest.approx(530 / 650)
     assert s.top1_error == pytest.approx(math.sqrt(530 * 120 / 650) / 650)
 

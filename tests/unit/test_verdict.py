@@ -109,7 +109,10 @@ WARNED: dict[str, tuple[dict[str, Any], str]] = {
     "scattered": ({"samples_ns": (4_000_000, 6_000_000) * 32}, "standard deviation is 20%"),
     "an outlier": ({"samples_ns": (5_000_000,) * 127 + (9_000_000,)}, "extremes"),
     "very short": ({"samples_ns": (900_000,) * 64}, "less than 1 ms"),
-    "fewer than planned": ({"samples_ns": (5_000_000,) * 63}, "63 of 64 samples"),
+    "fewer than planned": (
+        {"samples_ns": (5_000_000,) * 63},
+        "63 of 64 samples before the time was up; edgevit bench --plan sustained",
+    ),
     "others at work": ({"foreign_cpu": 0.2}, "cores busy"),
     "made to wait a little": ({"waiting": 0.04}, "waited for a CPU up to 4% of the time"),
     "governor": ({"governor": "ondemand"}, "edgevit bench --tune-system"),
