@@ -336,8 +336,11 @@ def _report(bundle: str, course: Course, decision: Decision, waves: Sequence[Seq
     """Tables, reasons and the exit code: 1 where a gate did not hold or a person stopped it, 3 where devices failed."""
     from edgevit.report.deploy_view import render_gates, render_shipped
 
-    code = show_failures([(name, error) for name, error in course.failed if not isinstance(error, GateFailed)])
-    unrestored = "NOT rolled back" in course.ends.values()
+    unrestored = [name for name, end in course.ends.items() if end == "NOT rolled back"]
+    # What gates said stands in the table and below it; why a device could not go back is said nowhere else.
+    shown = [(name, error) for name, error in course.failed if not isinstance(error, GateFailed)]
+    last = dict(course.failed)
+    code = show_failures(shown + [(name, last[name]) for name in unrestored if isinstance(last[name], GateFailed)])
     if decision.next == "roll back":
         code = code if unrestored else 1
     code = code or int(decision.next != "finished")
@@ -351,16 +354,16 @@ def _report(bundle: str, course: Course, decision: Decision, waves: Sequence[Seq
         if course.gates:
             out().print("")
             out().print(render_gates(course.gates))
-    for line in _sum_up(decision, len(waves), tried):
+    for line in _sum_up(decision, len(waves), tried, unrestored):
         say(line)
     return code
 
 
-def _sum_up(decision: Decision, waves: int, tried: int) -> Iterator[str]:
+def _sum_up(decision: Decision, waves: int, tried: int, unrestored: Sequence[str]) -> Iterator[str]:
     if decision.next == "finished":
         yield f"rolled out in {waves} wave{'s' if waves != 1 else ''}"
     elif decision.next == "roll back":
-        yield f"wave {tried} of {waves} was rolled back:"
+        yield f"wave {tried} of {waves} was rolled back{', but for ' * bool(unrestored)}{', '.join(unrestored)}:"
     else:
         yield f"stopped after wave {tried} of {waves}; the same command goes on there:"
     for reason in decision.reasons:

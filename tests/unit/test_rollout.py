@@ -19,7 +19,7 @@ from device_agents.wire import Accuracy, Active, InstalledBundle, Run
 from edgevit.cli import rollout
 from edgevit.cli.rollout_options import make_rollout
 from edgevit.cli.ship import Order, Shipped
-from edgevit.errors import LostLink, Unreachable, UsageError
+from edgevit.errors import GateFailed, LostLink, Unreachable, UsageError
 from edgevit.fleet.audit import Entry
 from edgevit.fleet.check import judge_pin
 from edgevit.fleet.deploy import check_pin
@@ -28,7 +28,7 @@ from edgevit.fleet.inventory import Target
 from edgevit.fleet.operator import has_ended, this_operator
 from edgevit.fleet.pace import estimate
 from edgevit.fleet.retry import LONGEST_S, backoff_s, keep_trying
-from edgevit.fleet.rollout import Member, Share, decide, parse_share, plan_waves
+from edgevit.fleet.rollout import Decision, Member, Share, decide, parse_share, plan_waves
 from edgevit.progress import Progress
 from tests.support.bundles import make_manifest
 from tests.support.runs import facts
@@ -109,6 +109,17 @@ def test_a_share_of_failures_is_of_those_tried_and_rounded_down() -> None:
     assert decide([], wave, Share(50, True), 1).next == "go on"
     assert decide([], wave, Share(49, True), 1).reasons[0] == "1 of 2 devices failed, 49% allows 0"
     assert decide([], wave, Share(0, False), 1).next == "stop"
+
+
+def test_a_device_that_could_not_go_back_is_named_with_why(capsys: pytest.CaptureFixture[str]) -> None:
+    gate, stays = GateFailed("b: p90 grew"), GateFailed("b: nothing was active before, v2 stays active", hint="edgevit doctor")
+    course = rollout.Course(shipped={"a": "was there", "b": "deployed"}, ends={"a": "rolled back", "b": "NOT rolled back"})
+    course.failed += [("b", gate), ("b", stays)]
+    decision = Decision("roll back", ("b: p90 grew",))
+    assert rollout._report("tiny", course, decision, [("a", "b")], 1, as_json=False) == 1
+    said = capsys.readouterr().err
+    assert "error: b: nothing was active before, v2 stays active" in said and "error: b: p90 grew" not in said
+    assert "wave 1 of 1 was rolled back, but for b:" in said
 
 
 def test_a_wave_that_ctrl_c_ends_gives_back_the_locks_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
