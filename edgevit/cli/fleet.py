@@ -131,7 +131,7 @@ def audit(targets: Sequence[str], since_text: str | None, as_json: bool) -> None
     """What was done to TARGETs (all if none is named) from this machine, newest last: who, when, what, how it ended.
 
     Kept for deploy, gate, rollback, provision, unprovision, daemon install and remove, key allow and revoke, target add,
-    trust and remove.
+    trust, prune and remove.
     Names of targets that are gone from the fleet file work too.
     """
     from datetime import UTC, datetime
