@@ -89,7 +89,8 @@ def exit_code_of_check(checked: Sequence[Checked]) -> int:
 @at_once_option
 @json_option
 def status(targets: Sequence[str], limit_s: float, at_once: int, as_json: bool) -> int:
-    """What is active on TARGETs (all if none is named), since when, what was before, and the last run that came home.
+    """What is active on TARGETs (all if none is named), since when, what was before, and the last run that came home;
+    where that is not VALID also the last that was.
 
     Of a target that is off this shows what this machine knows from its audit log and its results, marked so; the exit code is
     then 3. The verdict of a run is judged anew.
@@ -97,7 +98,7 @@ def status(targets: Sequence[str], limit_s: float, at_once: int, as_json: bool) 
     from edgevit.bench import now
     from edgevit.fleet.audit import read_log
     from edgevit.fleet.check import NoNewKeys, probe_bounded
-    from edgevit.fleet.status import from_device, from_here
+    from edgevit.fleet.status import LOOK_BACK, Runs, find_runs, from_device, from_here
     from edgevit.places import audit_path
     from edgevit.report.fleet_view import json_status, render_status
     from edgevit.results.store import open_store
@@ -109,11 +110,16 @@ def status(targets: Sequence[str], limit_s: float, at_once: int, as_json: bool) 
         progress.start("fleet", f"asking {count_targets(chosen)}")
         answered, failed = over_devices(chosen, lambda name: probe_bounded(chosen[name], NoNewKeys(), limit_s), at_once=at_once)
         progress.finish("fleet", f"asked {count_targets(chosen)}")
+
+        def runs_of(name: str) -> Runs:
+            # One at a time: the first is mostly enough, and each comes with all its samples.
+            return find_runs(run for run_id in store.last_run_ids(name, LOOK_BACK) for run in store.runs_of([run_id]))
+
         found: dict[str, TargetStatus] = {}
         for name, facts in answered:
-            found[name] = from_device(name, facts, store.last_run(name), now())
+            found[name] = from_device(name, facts, runs_of(name), now())
         for name, error in failed:
-            found[name] = from_here(name, error, log.entries, store.last_run(name))
+            found[name] = from_here(name, error, log.entries, runs_of(name))
     statuses = [found[name] for name in chosen]
     code = exit_code_of(error for _, error in failed)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from edgevit.errors import EdgevitError
 
 DEVICE, LOG, RESULTS, NOTHING = "device", "audit log", "results", "nothing known"
+VALID = "VALID"
+LOOK_BACK = 20
+"""How many of a target's runs are gone through for the last VALID one."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ class LastRun:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Of a target: the ``last`` run that came home, and the last that was ``valid`` whole; None where there is none."""
+
+    last: Run | None = None
+    valid: LastRun | None = None
+
+
+@dataclass(frozen=True)
 class TargetStatus:
     """One target. ``source``: where ``active`` is from; ``as_of``: when that was so, UTC. ``waiting``: runs on the device, None
     where it was not reached; ``error``: why not."""
@@ -49,11 +60,23 @@ class TargetStatus:
     active: Deployed | None
     previous: Deployed | None
     last_run: LastRun | None
+    last_valid_run: LastRun | None
     waiting: int | None
     error: EdgevitError | None
 
 
-def from_device(target: str, facts: Facts, last: Run | None, now: str) -> TargetStatus:
+def find_runs(newest_first: Iterable[Run]) -> Runs:
+    """The first of these runs, and the first that is VALID; no more are taken than that needs."""
+    last: Run | None = None
+    for run in newest_first:
+        last = last or run
+        judged = judge_run(run)
+        if judged is not None and judged.verdict == VALID:
+            return Runs(last, judged)
+    return Runs(last)
+
+
+def from_device(target: str, facts: Facts, runs: Runs, now: str) -> TargetStatus:
     """What a device that answered has. Pure."""
     return TargetStatus(
         target=target,
@@ -61,17 +84,18 @@ def from_device(target: str, facts: Facts, last: Run | None, now: str) -> Target
         as_of=now,
         active=_deployed(facts.active),
         previous=_deployed(facts.previous),
-        last_run=judge_run(last),
+        last_run=judge_run(runs.last),
+        last_valid_run=runs.valid,
         waiting=len(facts.waiting_runs),
         error=None,
     )
 
 
-def from_here(target: str, error: EdgevitError, entries: Sequence[Entry], last: Run | None) -> TargetStatus:
+def from_here(target: str, error: EdgevitError, entries: Sequence[Entry], runs: Runs) -> TargetStatus:
     """What this host knows of a device that did not answer: the newer of its own last action and of the last run's facts.
 
     A device may have been changed from elsewhere since. Pure."""
-    logged = last_activation(entries, target)
+    last, logged = runs.last, last_activation(entries, target)
     found, source, as_of = None, NOTHING, ""
     if logged is not None and "bundle" in logged.details:
         found, source, as_of = _from_entry(logged), LOG, logged.at
@@ -80,7 +104,7 @@ def from_here(target: str, error: EdgevitError, entries: Sequence[Entry], last: 
         changed = [e for e in entries if e.target == target and e.outcome == "done" and e.action == "unprovision"]
         if not changed or changed[-1].at < last.ended_at:
             found, source, as_of = _deployed(last.facts.active), RESULTS, last.ended_at
-    return TargetStatus(target, source, as_of, found, None, judge_run(last), None, error)
+    return TargetStatus(target, source, as_of, found, None, judge_run(last), runs.valid, None, error)
 
 
 def _deployed(active: Active | None) -> Deployed | None:
@@ -109,7 +133,7 @@ def judge_run(run: Run | None) -> LastRun | None:
     found = summarize(run)
     failed = sum(bool(s.failure) for s in found)
     invalid = sum(not s.failure and not s.verdict.valid for s in found)
-    verdict = "VALID"
+    verdict = VALID
     for word, count in (("FAILED", failed), ("INVALID", invalid)):
         if count:
             verdict = word if count == len(found) else f"{word} {count} of {len(found)}"

@@ -101,12 +101,21 @@ def render_status(statuses: Sequence[TargetStatus]) -> RenderableType:
             active.variant if active else "–",
             _minute(active.since) if active else "–",
             _named(one.previous) if one.previous else "–",
-            _minute(one.last_run.ended_at) if one.last_run else "none",
+            _last_run(one),
             Text(one.last_run.verdict, style="green" if one.last_run.verdict == "VALID" else "red") if one.last_run else "–",
             "–" if one.waiting is None else str(one.waiting),
         )
     lines = [_note(number, *note) for number, note in enumerate(notes, 1)]
     return Group(table, *([Text(""), *lines] if lines else []))
+
+
+def _last_run(one: TargetStatus) -> str:
+    if one.last_run is None:
+        return "none"
+    last, valid = _minute(one.last_run.ended_at), one.last_valid_run
+    if valid == one.last_run:
+        return last
+    return f"{last}\n{'none' if valid is None else _minute(valid.ended_at)} VALID"
 
 
 def _off(one: TargetStatus) -> str:
@@ -124,6 +133,7 @@ def json_status(statuses: Sequence[TargetStatus]) -> list[dict[str, Any]]:
             "active": asdict(one.active) if one.active else None,
             "previous": asdict(one.previous) if one.previous else None,
             "last_run": asdict(one.last_run) if one.last_run else None,
+            "last_valid_run": asdict(one.last_valid_run) if one.last_valid_run else None,
             "waiting": one.waiting,
             "error": _error_values(one.error),
         }

@@ -288,12 +288,12 @@ class Store:
             found = {run.job.run_id: run for run in self.runs_of(some)}
             yield from (found[run_id] for run_id in some if run_id in found)
 
-    def last_run(self, target: str) -> wire.Run | None:
-        """The run of ``target`` that ended last, with all its samples; None where none came home."""
-        query = sa.select(schema.runs.c.run_id, schema.runs.c.document).where(schema.runs.c.target == target)
-        query = query.order_by(schema.runs.c.ended_at.desc(), schema.runs.c.run_id.desc()).limit(1)
-        with self._mapped(f"reading the last run of {target}"), self._engine.begin() as connection:
-            return next(restore_runs(connection, connection.execute(query).all()), None)
+    def last_run_ids(self, target: str, limit: int) -> list[str]:
+        """Of the ``limit`` runs of ``target`` that ended last, the last one first."""
+        query = sa.select(schema.runs.c.run_id).where(schema.runs.c.target == target)
+        query = query.order_by(schema.runs.c.ended_at.desc(), schema.runs.c.run_id.desc()).limit(limit)
+        with self._mapped(f"looking for the last runs of {target}"), self._engine.begin() as connection:
+            return list(connection.scalars(query))
 
     def outlines(self) -> list[RunOutline]:
         """Every run in outline, oldest first."""

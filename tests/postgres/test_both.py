@@ -44,7 +44,7 @@ def test_a_run_comes_back_as_it_went_in(url: str) -> None:
         assert store.runs() == [whole] == store.runs("b1", target="pi4", run_id="b1-pi4")
         assert store.runs(bundle_name="deit-tiny-fp32") == [whole] and store.runs(bundle_name="other") == []
         assert store.runs(bundles=[whole.job.variants[0].bundle]) == [whole] == store.runs_of(["b1-pi4", "gone"])
-        assert store.last_run("pi4") == whole and store.last_run("pi5") is None
+        assert store.last_run_ids("pi4", 2) == ["b1-pi4"] and store.last_run_ids("pi5", 2) == []
         assert store.latest_batch() == Batch("b1", "2025-01-15T10:00:00Z", "edgevit bench", runs=1) == store.batches(limit=1)[0]
         names = ("deit-tiny-fp32", "deit-tiny-int8-dynamic", "deit-tiny-int8-static")
         assert store.outlines() == [RunOutline("b1-pi4", "b1", "pi4", whole.ended_at, names)]

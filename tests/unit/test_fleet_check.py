@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from device_agents.wire import Active, DaemonState, DaemonStatus, Variant
+from device_agents.wire import Active, DaemonState, DaemonStatus, Run, Variant
 from edgevit import places
 from edgevit.cli import run_cli
 from edgevit.cli.fleet import exit_code_of_check
@@ -30,7 +31,7 @@ from edgevit.fleet.check import (
     measure_clock,
 )
 from edgevit.fleet.inventory import Target, local_target
-from edgevit.fleet.status import from_device, from_here, judge_run
+from edgevit.fleet.status import find_runs, from_device, from_here, judge_run
 from edgevit.profile import Finding
 from edgevit.report.fleet_view import json_check, json_status, render_audit, render_check, render_status
 from edgevit.transport.local import LocalTransport
@@ -201,7 +202,7 @@ def deployed(at: str, action: str = "deploy", outcome: str = "done") -> Entry:
 
 def test_a_device_that_answers_tells_what_is_active_and_what_was_before() -> None:
     facts = runs.facts(active=active("new", 2, "2026-02-01T00:00:00Z"), previous=active("old", 1, "2026-01-01T00:00:00Z"))
-    one = from_device("pi4", facts, runs.run(), "2026-03-01T00:00:00Z")
+    one = from_device("pi4", facts, find_runs([runs.run()]), "2026-03-01T00:00:00Z")
     assert one.source == "device" and one.active is not None and one.previous is not None
     assert (one.active.name, one.active.version, one.previous.name) == ("new", 2, "old")
     assert one.last_run is not None and one.last_run.run_id == runs.run().job.run_id
@@ -218,17 +219,38 @@ def test_a_device_that_is_off_shows_the_newer_of_log_and_results_marked_as_such(
         ended_at="2026-02-01T00:00:00Z",
         facts=dataclasses.replace(past.facts, active=active("measured", 3, "2026-01-20T00:00:00Z")),
     )
-    logged = from_here("pi4", error, [deployed("2026-03-01T00:00:00Z")], past)
+    logged = from_here("pi4", error, [deployed("2026-03-01T00:00:00Z")], find_runs([past]))
     assert logged.source == "audit log" and logged.active is not None and logged.active.name == "vit"
-    stored = from_here("pi4", error, [deployed("2026-01-01T00:00:00Z")], past)
+    stored = from_here("pi4", error, [deployed("2026-01-01T00:00:00Z")], find_runs([past]))
     assert stored.source == "results" and stored.active is not None and stored.active.name == "measured"
-    gone = from_here("pi4", error, [deployed("2026-03-01T00:00:00Z", "unprovision")], past)
+    gone = from_here("pi4", error, [deployed("2026-03-01T00:00:00Z", "unprovision")], find_runs([past]))
     assert gone.active is None
-    unknown = from_here("pi4", error, [deployed("2026-03-01T00:00:00Z", outcome="failed")], None)
+    unknown = from_here("pi4", error, [deployed("2026-03-01T00:00:00Z", outcome="failed")], find_runs([]))
     assert unknown.source == "nothing known" and unknown.last_run is None
     text = printed(render_status([logged, unknown]))
     assert "the audit log says, as of 2026-03-01T00:00:00Z" in text.replace("\n", " ") and "ping pi4" in text
     assert [v["source"] for v in json_status([logged, unknown])] == ["audit log", "nothing known"]
+
+
+def test_the_last_valid_run_is_told_where_the_last_one_is_not() -> None:
+    valid = runs.run(run_id="valid")
+    assert judge_run(valid) is not None and judge_run(valid).verdict == "VALID"  # type: ignore[union-attr]
+    lost = runs.run(run_id="lost", measurements=(runs.failed(),), ended_at="2026-03-01T00:00:00Z")
+    taken: list[str] = []
+
+    def newest_first() -> Iterator[Run]:
+        for run in (lost, valid, runs.run(run_id="older")):
+            taken.append(run.job.run_id)
+            yield run
+
+    one = from_device("pi4", runs.facts(), find_runs(newest_first()), "2026-03-02T00:00:00Z")
+    assert taken == ["lost", "valid"], "no more is read than is needed"
+    assert one.last_run is not None and (one.last_run.run_id, one.last_run.verdict) == ("lost", "FAILED")
+    assert one.last_valid_run is not None and one.last_valid_run.run_id == "valid"
+    assert f"{valid.ended_at[:10]}" in printed(render_status([one])) and "VALID" in printed(render_status([one]))
+    assert json_status([one])[0]["last_valid_run"]["run_id"] == "valid"
+    none = from_device("pi4", runs.facts(), find_runs([lost]), "2026-03-02T00:00:00Z")
+    assert "none VALID" in printed(render_status([none])) and json_status([none])[0]["last_valid_run"] is None
 
 
 def test_a_run_s_verdict_counts_what_failed() -> None:
