@@ -47,10 +47,10 @@ class HostKeyPolicy:
 
 
 def wanted_types(policy: HostKeyPolicy, settings: SshSettings) -> tuple[str, ...]:
-    """The key types to negotiate: those known for the host, or () for any."""
-    if policy.replace:
-        return ()
-    return known_types(policy.known(settings), settings.known_name, settings.known_port)
+    """The key types to negotiate: those known for the host, or () for any. Where pins are to be replaced they do not count:
+    what the person's own files say does, or a key of another type than theirs would look like a changed one."""
+    known = load_known_hosts(settings.known_hosts) if policy.replace else policy.known(settings)
+    return known_types(known, settings.known_name, settings.known_port)
 
 
 def check_host_key(name: str, settings: SshSettings, key: HostKey, policy: HostKeyPolicy, prompts: Prompts) -> None:
@@ -70,6 +70,8 @@ def check_host_key(name: str, settings: SshSettings, key: HostKey, policy: HostK
             hint=f"read it on the device itself: ssh-keygen -lf /etc/ssh/ssh_host_{short_type(key.type)}_key.pub",
         )
     if judgement.standing is KeyStanding.KNOWN:
+        if policy.replace:
+            pin(policy.pins, settings.known_name, settings.known_port, key)
         return
     if judgement.standing is KeyStanding.CHANGED and not _may_replace(policy, judgement):
         raise changed(name, settings, key, judgement.lines, policy)

@@ -19,8 +19,8 @@ from edgevit.transport.hostkeys import HostKey, fingerprint_of, load_known_hosts
 from edgevit.transport.prompts import NoPrompts
 from edgevit.transport.ssh import SshTransport
 from edgevit.transport.ssh_connect import approve_host_key
-from edgevit.transport.sshconfig import SshSettings
-from tests.support.sshd import Account, Scripted
+from edgevit.transport.sshconfig import SshSettings, resolve
+from tests.support.sshd import Account, Scripted, running_sshd
 
 
 def connect(settings: SshSettings, policy: HostKeyPolicy, prompts: object = None) -> None:
@@ -102,6 +102,19 @@ def test_trust_replaces_a_pin_but_never_overrules_the_persons_own_file(
             "box", replace_known(settings, own), HostKeyPolicy(tmp_path / "none", server.fingerprint, True), NoPrompts()
         )
     assert "ssh-keygen -R" in caught.value.hint
+
+
+def test_trust_asks_for_a_key_of_the_type_that_the_persons_own_file_has(account: Account, tmp_path: Path) -> None:
+    """The server has others too, and prefers them: that is no changed key."""
+    known, stale = other_key(tmp_path, "ecdsa"), other_key(tmp_path)
+    with running_sshd(account, extra=f"HostKey {tmp_path / 'other_ecdsa'}") as server:
+        own, pins = tmp_path / "known_hosts", tmp_path / "pins"
+        pin(own, "127.0.0.1", server.port, known)
+        pin(pins, "127.0.0.1", server.port, stale)
+        there = resolve("127.0.0.1", user=account.name, port=server.port, key=str(server.client_key))
+        settings = replace_known(there, own)
+        assert approve_host_key("box", settings, HostKeyPolicy(pins, replace=True), NoPrompts()) == known.fingerprint
+        connect(settings, HostKeyPolicy(pins))
 
 
 def replace_known(settings: SshSettings, *files: Path) -> SshSettings:
