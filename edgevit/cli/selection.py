@@ -10,6 +10,7 @@ import click
 from edgevit.cli.console import FloatRange, emit_json, out, say
 from edgevit.errors import NoChoice, UsageError
 from edgevit.plans import ranks
+from edgevit.results.conditions import board_of
 from edgevit.select import MAX_LOSS, POLICIES, Choice, Gates, admit, choose, find_evidence
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ def make_gates(max_loss: float, anyway: bool, *, choosing: bool, hint: str) -> G
 def choose_stored(
     store: Store, target: str, bundle: Bundle, facts: Facts, found: Runnable, policy: str, gates: Gates
 ) -> Choice:
-    """The choice that the store's runs of ``bundle`` on ``target`` allow. Raises :class:`NoChoice` with the next command."""
-    runs = [run for run in store.runs(target=target, bundles=[bundle.digest]) if ranks(run.job.plan)]
+    """The choice that the store's runs of ``bundle`` on ``target`` allow, those left out that another board gave which had the
+    name before. Raises :class:`NoChoice` with the next command."""
+    stored = store.runs(target=target, bundles=[bundle.digest])
+    runs = [run for run in stored if ranks(run.job.plan) and board_of(run.facts) == board_of(facts)]
     versions = {r.runtime: r.version for r in facts.runtimes}
     figures, not_measured = find_evidence(runs, bundle.digest, found.variants, versions)
     if not figures:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from device_agents.wire import Measurement, Run
+from device_agents.wire import Facts, Measurement, Run
 
 PLAN_FIELDS = (
     "order", "sustained", "warmup_iterations", "warmup_seconds", "min_samples", "min_seconds", "max_seconds", "cool_to_c",
@@ -54,7 +54,7 @@ def describe(run: Run, m: Measurement) -> dict[str, str]:
     facts, plan, series = run.facts, run.job.plan, m.series
     mode = next((s.partition(":")[2] for s in facts.sensors if s.startswith("power-mode:")), "")
     found = {
-        "board": facts.board_model or facts.cpu_model or facts.machine,
+        "board": board_of(facts),
         "power mode": mode,
         "runtime": m.variant.runtime,
         "runtime version": series[0].runtime_version if series else _offered(run, m),
@@ -66,6 +66,11 @@ def describe(run: Run, m: Measurement) -> dict[str, str]:
         "governor": run.governor or "",
     }
     return found | {f"plan's {field.replace('_', ' ')}": str(getattr(plan, field)) for field in PLAN_FIELDS}
+
+
+def board_of(facts: Facts) -> str:
+    """What tells one board from another in words, as far as the board itself does."""
+    return facts.board_model or facts.cpu_model or facts.machine
 
 
 def images_of(m: Measurement) -> str:

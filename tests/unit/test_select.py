@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +15,13 @@ from hypothesis import strategies as st
 
 from device_agents import wire
 from device_agents.wire import Refusal, Verdict
+from edgevit.cli.selection import choose_stored
 from edgevit.errors import NoChoice, UsageError
 from edgevit.results.percentiles import median_interval, percentile
 from edgevit.results.stats import summarize
 from edgevit.results.summary import Summary
 from edgevit.select import POLICIES, Choice, Gates, admit, choose, find_evidence, variant_of
+from edgevit.variants import Runnable
 from tests.support.judged import summaries
 from tests.support.runs import measurement, run
 
@@ -244,6 +248,23 @@ def test_a_variant_that_failed_there_is_evidence_too() -> None:
     m = measurement(samples=0, failure=Refusal("golden-mismatch", "cosine 0.1", ""))
     found, missing = find_evidence([run(measurements=(m,))], m.variant.bundle, [m.variant], {"onnxruntime": "1.31.1"})
     assert [s.failure for s in found] == ["golden-mismatch: cosine 0.1"] and missing == ()
+
+
+def test_figures_of_another_board_that_had_the_name_are_no_evidence() -> None:
+    """A target that was added anew with its old name may be another kind of board: what is fastest there is not known."""
+    made = run(measurements=(measurement(),))
+    variant = made.measurements[0].variant
+    store = types.SimpleNamespace(runs=lambda **asked: [made])
+    manifest = types.SimpleNamespace(name="bird", version=3)
+    bundle = types.SimpleNamespace(digest=variant.bundle, path=Path("bird"), manifest=manifest)
+
+    def chosen(facts: wire.Facts) -> Choice:
+        found = Runnable((variant,), ())
+        return choose_stored(store, "pi4", bundle, facts, found, "fastest", Gates(anyway=True))  # type: ignore[arg-type]
+
+    assert chosen(made.facts).variant == variant
+    with pytest.raises(NoChoice, match="pi4: bird version 3 was not measured there yet"):
+        chosen(dataclasses.replace(made.facts, board_model="Raspberry Pi 5 Model B Rev 1.0"))
 
 
 # ---- the interval ---------------------------------------------------------------------------------------------------
