@@ -33,12 +33,19 @@ class Start:
 
 
 def _probe(start: Start, store: Any, console: Any) -> Any:
+    import contextlib
+
+    from device_agents.errors import Refused
     from device_agents.probe import collect_facts
     from device_agents.wire import encode
 
+    anew = "--anew" in start.arguments
+    if anew:
+        # Loading runtimes beside what is being measured would falsify it: what is remembered of them has to do then.
+        with contextlib.suppress(Refused):  # nothing is measured in a root that cannot be written
+            anew = not store.has_server()
     with console.heartbeat():
-        quick, anew = ("--" + word in start.arguments for word in ("quick", "anew"))
-        return encode(collect_facts(store, start.agent_sha256, quick, lambda message: None, anew))
+        return encode(collect_facts(store, start.agent_sha256, "--quick" in start.arguments, lambda message: None, anew))
 
 
 def _have(start: Start, store: Any, console: Any) -> Any:

@@ -124,7 +124,10 @@ def list_(as_json: bool) -> None:
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @json_option
 def probe(targets: Sequence[str], as_json: bool) -> int:
-    """What each target has today: board, Python, runtimes proven by an inference, memory, sensors, bundles."""
+    """What each target has today: board, Python, runtimes proven by an inference, memory, sensors, bundles.
+
+    The inferences run now, unless a job is being measured there: then those remembered count.
+    """
     from device_agents.wire import encode
     from edgevit.report.facts_view import render_facts
 

@@ -132,7 +132,7 @@ class Agent:
 
     def probe(self, quick: bool = False, anew: bool = False) -> wire.Facts:
         """What the device is today. ``quick``: only runtimes that were proven before; ``anew``: each proven by an inference,
-        whatever is remembered of it."""
+        whatever is remembered of it, unless a job is being measured there."""
         value = self._call("probe", ["--quick"] * quick + ["--anew"] * anew)
         return self._decode(wire.Facts, value, "facts")
 

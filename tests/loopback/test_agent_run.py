@@ -473,6 +473,20 @@ def test_who_asks_what_works_is_told_what_works_now(cli: Cli) -> None:
         assert "onnxruntime 1." in said.out and "0.0.1" not in said.out, (asked, said)
 
 
+def test_proving_anew_loads_nothing_beside_what_is_measured(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path / "root").upload()
+    agent.call("probe")
+    remembered = agent.root / "runtimes.json"
+    document = json.loads(remembered.read_text())
+    remembered.write_text(json.dumps({**document, "runtimes": [{**r, "version": "0.0.1"} for r in document["runtimes"]]}))
+    lock = Store(agent.root).try_lock_server()
+    assert lock is not None
+    try:
+        assert {r["version"] for r in agent.call("probe", "--anew")["runtimes"]} == {"0.0.1"}, "a runtime was loaded"
+    finally:
+        os.close(lock)
+
+
 def test_nothing_is_left_running(agent: AgentProcess) -> None:
     wait_for(lambda: not processes(agent, "serve"), "the server's end")
     assert not processes(agent, "worker")
