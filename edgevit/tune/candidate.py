@@ -41,6 +41,8 @@ class Candidate:
     loss: float = 0.0
     lost: int = 0
     gained: int = 0
+    training_s: float = 0.0
+    """About how long its training takes here, of one that is too long; else 0."""
     hopeless: Mapping[str, str] = field(default_factory=dict)
     """Targets it is not measured on, each with the reason."""
 

@@ -81,9 +81,12 @@ class Host:
         bare = {number: _bare(number, one) for number, one in drawn}
         cells: dict[int, Cell] = {}
         for number, one in drawn:
-            state, reason = self._cannot(one, training_s)
+            reason, wanted = self._not_applicable(one), training_seconds(one, self.survey)
             if reason:
-                bare[number] = replace(bare[number], state=state, reason=reason)
+                bare[number] = replace(bare[number], state="n/a", reason=reason)
+            elif wanted > max(0.0, training_s):
+                said = f"its training takes about {wanted / 60:.1f} minutes, one may take {max(0.0, training_s) / 60:.1f}"
+                bare[number] = replace(bare[number], state="too long", reason=said, training_s=wanted)
             else:
                 cells[number] = self._cell(one)
         title = self.asked.model.title
@@ -121,22 +124,14 @@ class Host:
             )
         return bundle
 
-    def _cannot(self, drawn: Drawn, training_s: float) -> tuple[Any, str]:
+    def _not_applicable(self, drawn: Drawn) -> str:
+        """Why this machine cannot even begin with it, or nothing."""
         reason = format_reason(drawn.format, drawn.recipe, self.asked.profiles)
         lacking = None if reason else lacks_data(drawn.recipe, self.sets)
-        reason = reason or (lacking[0] if lacking else "")
-        if not reason:
-            (cell,) = with_models([self._cell(drawn)], {self.asked.model.title: self.survey.known})
-            reason = cell.not_applicable
-        if reason:
-            return "n/a", reason
-        wanted = training_seconds(drawn, self.survey)
-        if wanted > training_s and wanted:
-            return (
-                "too long",
-                f"its training takes about {wanted / 60:.1f} minutes, one may take {max(0.0, training_s) / 60:.1f}",
-            )
-        return "passed", ""
+        if reason or lacking:
+            return reason or (lacking[0] if lacking else "")
+        (cell,) = with_models([self._cell(drawn)], {self.asked.model.title: self.survey.known})
+        return cell.not_applicable
 
     def _cell(self, drawn: Drawn) -> Cell:
         return Cell(self.asked.model, drawn.recipe, drawn.format, self.asked.request(drawn))

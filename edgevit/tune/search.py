@@ -41,6 +41,9 @@ ATTEMPTS = 2
 TRAINING_SHARE = 0.1
 """One candidate's training may take so much of the budget: else the first that trains, at whatever strength, eats it up."""
 
+LEAST_TOO_LONG = 0.1
+"""By what share a training counts as too long at least: also where it would have fitted earlier in the search."""
+
 SAME_IN_A_ROW = 60
 """So many draws in a row of what was drawn before: there is nothing new left within reach."""
 
@@ -111,12 +114,13 @@ class Search:
             self._tell(self.candidates[number])
         if open_trials or not self.trials.get("ended"):
             self._spend(began)
+        first = True
         while True:
             self.ended = self._over()
-            if self.ended and not open_trials:
+            if self.ended and (not open_trials or (not first and self.spent >= self.effort.seconds)):
                 break
-            began = time.monotonic()
-            batch, open_trials = open_trials, []
+            began, first = time.monotonic(), False
+            batch, open_trials = open_trials[:AT_ONCE], open_trials[AT_ONCE:]
             if not batch:
                 batch = self._draw()
             if not batch:
@@ -365,10 +369,10 @@ class Search:
 
     def _value(self, c: Candidate) -> float | None:
         """What the sampler is to make small: the logarithm of p50 ÷ the baseline's, the mean over targets; measured, else
-        predicted, else as MACs have it. Of what is too large to be built, that of the baseline: what it misses is told beside
-        it. None for what could not be built."""
+        predicted, else as MACs have it. Of what is too large to be built, or takes too long, that of the baseline: what it
+        misses is told beside it. None for what could not be built."""
         if not c.built:
-            return 0.0 if c.size_mb else None
+            return 0.0 if c.size_mb or c.training_s else None
         ratios = []
         for target in self.targets:
             found, table = self.figures(target), self.table(target)
@@ -383,8 +387,10 @@ class Search:
         return sum(math.log(max(r, 1e-6)) for r in ratios) / len(ratios)
 
     def _shares(self, c: Candidate) -> dict[str, float]:
-        """How far it is beyond each limit, on the worst target."""
+        """How far it is beyond each limit, on the worst target, and beyond what one training may take."""
         worst: dict[str, float] = {}
+        if c.training_s:
+            worst["training"] = max(LEAST_TOO_LONG, c.training_s / (self.effort.seconds * TRAINING_SHARE) - 1)
         for reached in self._reached(c) or [c.reached]:
             for name, share in shares(reached, self.limits).items():
                 worst[name] = max(share, worst.get(name, -math.inf))

@@ -27,7 +27,7 @@ from edgevit.tune.boundary import Outcome, draw_at_boundary
 from edgevit.tune.candidate import Candidate
 from edgevit.tune.latency import FEWEST_HELD_OUT, Timed, learn
 from edgevit.tune.limits import Limits, Reached, misses, not_known, shares, verify_limits, verify_measurable
-from edgevit.tune.search import Effort, Measured, Search
+from edgevit.tune.search import AT_ONCE, Effort, Measured, Search
 from edgevit.tune.size import LEAST_BITS, Bulk, least_mb
 from edgevit.tune.space import STEPS, STRENGTHS, Draw, Drawn, Space, draw, recipe_of, recipe_yaml, seeds, smallest
 from edgevit.tune.trials import Trials
@@ -606,12 +606,20 @@ class Trainer(Bench):
     """Pruning stands for training here: it takes a minute."""
 
     def evaluate(self, drawn: Sequence[tuple[int, Drawn]], training_s: float) -> list[Candidate]:
+        self.evaluated = max(getattr(self, "evaluated", 0), len(drawn))
         made = super().evaluate(drawn, training_s)
         long = [any(s.kind == "prune" for s in c.recipe.steps) and training_s < 60.0 for c in made]
-        return [
-            replace(c, state="too long", reason=f"{training_s:g} s", bundle="") if wait else c
-            for c, wait in zip(made, long, strict=True)
-        ]
+        bare = {"state": "too long", "bundle": "", "size_mb": 0.0, "training_s": 60.0}
+        return [replace(c, reason=f"{training_s:g} s", **bare) if wait else c for c, wait in zip(made, long, strict=True)]
+
+
+def test_a_search_learns_which_trainings_take_too_long(tmp_path: Path) -> None:
+    one = search(tmp_path, Trainer(LIMITS), trials=60, seconds=300.0)
+    one.go()
+    seeded = len(seeds(SMALL))
+    own = [c.state == "too long" for c in sorted(one.candidates.values(), key=lambda c: c.number) if c.number > 2 * seeded]
+    assert sum(own[-15:]) <= 5 < 15 <= len(own), "half of what is drawn without learning prunes"
+    one.trials.close()
 
 
 def test_a_greater_budget_tries_what_took_too_long_for_the_smaller_one(tmp_path: Path) -> None:
@@ -626,9 +634,10 @@ def test_a_greater_budget_tries_what_took_too_long_for_the_smaller_one(tmp_path:
     same.go()
     same.trials.close()
     assert same.candidates == first.candidates
-    more = search(tmp_path, Trainer(LIMITS), trials=14, seconds=3000.0, runs=first.runs)
+    more = search(tmp_path, trainer := Trainer(LIMITS), trials=14, seconds=3000.0, runs=first.runs)
     more.go()
     more.trials.close()
+    assert trainer.evaluated <= AT_ONCE, "all at once they would be built whatever the budget"
     assert states(first).keys() <= states(more).keys() and "too long" not in states(more).values()
 
 
