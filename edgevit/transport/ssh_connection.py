@@ -98,8 +98,12 @@ class Connection(paramiko.Transport):
         threading.Thread(target=self._watch, args=(ALIVE_DEADLINE_S,), daemon=True, name="edgevit-ssh-watch").start()
 
     def why_lost(self) -> str:
-        """What ended the connection; where the kernel did for want of acknowledgements, paramiko does not tell."""
+        """What ended the connection; where the kernel did for want of acknowledgements, paramiko does not tell. One that goes
+        through a jump host ends with the connection to that."""
         told = self.gave_up or str(self.saved_exception or "")
+        carrier = self.sock.get_transport() if isinstance(self.sock, paramiko.Channel) else None
+        if not told and isinstance(carrier, Connection) and not carrier.is_active():
+            return f"its jump host is lost: {carrier.why_lost()}"
         if told:
             return told
         silent = time.monotonic() - self._packets.last_heard
