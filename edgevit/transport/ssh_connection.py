@@ -38,10 +38,21 @@ MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-
 
 
 class HeardPacketizer(Packetizer):
-    """Notes when the peer was last heard, for the keep-alive deadline, and acknowledges at once."""
+    """Notes when the peer was last heard, for the keep-alive deadline, asks it for a sign of life, and acknowledges at once."""
 
     last_heard = 0.0
+    last_asked = 0.0
+    interval: float | None = None
+    ask_alive: Callable[[], None] | None = None
     quick_ack: Callable[[], None] | None = None
+
+    def _check_keepalive(self) -> None:
+        """Called ten times a second while nothing comes. paramiko's own asks once nothing was heard *or sent*, so never while
+        others only send: a jump host was given up with the device behind it that had vanished."""
+        now = time.monotonic()
+        if self.ask_alive is not None and self.interval and now > max(self.last_heard, self.last_asked) + self.interval:
+            self.last_asked = now
+            self.ask_alive()
 
     def read_message(self) -> Any:
         message = super().read_message()
@@ -90,11 +101,11 @@ class Connection(paramiko.Transport):
         return self._key_types
 
     def watch(self, interval: float | None) -> None:
-        """Ask for a sign of life in every quiet ``interval`` (s; None: ours, and never seldomer than that); close once nothing
-        came for the deadline."""
-        interval = min(interval or ALIVE_INTERVAL_S, ALIVE_INTERVAL_S)
+        """Ask for a sign of life whenever nothing came for ``interval`` (s; None: ours, and never seldomer than that); close
+        once nothing came for the deadline."""
         self._packets.last_heard = time.monotonic()
-        self._packets.set_keepalive(interval, self._ask_alive)
+        self._packets.interval = min(interval or ALIVE_INTERVAL_S, ALIVE_INTERVAL_S)
+        self._packets.ask_alive = self._ask_alive
         threading.Thread(target=self._watch, args=(ALIVE_DEADLINE_S,), daemon=True, name="edgevit-ssh-watch").start()
 
     def why_lost(self) -> str:
@@ -110,7 +121,8 @@ class Connection(paramiko.Transport):
         return "the connection was closed" + (f", {silent:.0f} s after the last word" if silent > 1 else "")
 
     def _ask_alive(self) -> None:
-        if not self.clear_to_send.is_set():
+        # To wait while keys are exchanged, or for another thread whose message finds no room, would stop the reading.
+        if not self.clear_to_send.is_set() or self.clear_to_send_lock.locked():
             return
         message = paramiko.Message()
         message.add_byte(cMSG_GLOBAL_REQUEST)

@@ -27,6 +27,7 @@ from tests.support.bundles import make_bundle
 from tests.support.fleet import namespaces_absent, running_device
 from tests.support.relay import Relay
 from tests.support.sshd import Account, running_sshd
+from tests.support.waiting import wait_for
 
 BIG = 24_000_000
 RATE_MBIT = BIG * 8e-6 / 3.0
@@ -82,7 +83,8 @@ def give_up_and_resume(
     agent = agent_over(settings, policy, account)
     agent.allow([signing.allowed_signers_line("tester", signing.public_line(key))])
     silence = Once(relay.fall_silent)
-    with pytest.raises(LostLink, match="nothing was heard"):
+    # Of the device itself, and not of a jump host that still answers.
+    with pytest.raises(LostLink, match="box: the connection was lost: nothing was heard"):
         agent.install(bundle, silence)
     assert 1.5 < time.monotonic() - silence.at < 15
     agent.close()
@@ -101,22 +103,62 @@ def test_a_device_that_falls_silent_in_an_upload_is_given_up_and_resumed(
     give_up_and_resume(there, policy, account, relay, bundle, key)
 
 
+@pytest.fixture
+def gate(account: Account, policy: HostKeyPolicy, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackSshd]:
+    """A jump host."""
+    with running_sshd(account) as gate:
+        pin(policy.pins, "127.0.0.1", gate.port, parse_key(gate.known_hosts_line.split(" ", 1)[1]))
+        to_gate = isolated(resolve("127.0.0.1", user=account.name, port=gate.port, key=str(gate.client_key)))
+        monkeypatch.setattr(ssh_connect, "resolve", lambda *_args, **_options: to_gate)
+        yield gate
+
+
+def behind(gate: LoopbackSshd, settings: SshSettings, account: Account, port: int) -> SshSettings:
+    return replace(settings, port=port, jump=f"{account.name}@127.0.0.1:{gate.port}")
+
+
 def test_so_it_is_behind_a_jump_host_that_still_answers(
+    gate: LoopbackSshd,
     settings: SshSettings,
     policy: HostKeyPolicy,
     account: Account,
     relay: Relay,
     bundle: Bundle,
     key: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """There the socket is a channel of the jump host's connection, which is well: the kernel has nothing to time out."""
-    with running_sshd(account) as gate:
-        pin(policy.pins, "127.0.0.1", gate.port, parse_key(gate.known_hosts_line.split(" ", 1)[1]))
-        to_gate = isolated(resolve("127.0.0.1", user=account.name, port=gate.port, key=str(gate.client_key)))
-        monkeypatch.setattr(ssh_connect, "resolve", lambda *_args, **_options: to_gate)
-        there = replace(settings, port=relay.port, jump=f"{account.name}@127.0.0.1:{gate.port}")
-        give_up_and_resume(there, policy, account, relay, bundle, key)
+    give_up_and_resume(behind(gate, settings, account, relay.port), policy, account, relay, bundle, key)
+
+
+def test_a_connection_over_which_others_only_send_is_asked_for(
+    gate: LoopbackSshd,
+    settings: SshSettings,
+    policy: HostKeyPolicy,
+    account: Account,
+    relay: Relay,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a device that vanished is asked goes out over its jump host's connection, which hears nothing of it."""
+    monkeypatch.setattr(ssh_connection, "ALIVE_DEADLINE_S", 100.0)
+    link = ssh_connect.dial("box", behind(gate, settings, account, relay.port), policy, NoPrompts())
+    relay.fall_silent()
+    device, jump = (c._packets for c in (link.connection, link.connection.sock.get_transport()))
+    wait_for(lambda: jump.last_heard > device.last_heard + 2.0, "a sign of life of the jump host", 15)
+    link.close()
+
+
+def test_a_jump_host_that_is_lost_is_named(
+    gate: LoopbackSshd, settings: SshSettings, policy: HostKeyPolicy, account: Account, server: LoopbackSshd, bundle: Bundle,
+    key: Path,
+) -> None:  # fmt: skip
+    agent = agent_over(behind(gate, settings, account, server.port), policy, account)
+    agent.allow([signing.allowed_signers_line("tester", signing.public_line(key))])
+    with pytest.raises(LostLink, match="its jump host is lost: the connection was closed"):
+        agent.install(bundle, Once(gate.kill_connections))
+    agent.close()
+    again = agent_over(replace(settings, port=server.port), policy, account)
+    again.unprovision()
+    again.close()
 
 
 def test_an_unplugged_device_is_given_up_by_the_kernel(
