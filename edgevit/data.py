@@ -187,22 +187,28 @@ def load_pixels(source: Path | bytes, preprocessing: Preprocessing) -> NDArray[n
     return _load(source, preprocessing, "the image" if isinstance(source, bytes) else str(source), of_a_set=False)
 
 
-def _load(source: Path | bytes, preprocessing: Preprocessing, where: str, *, of_a_set: bool) -> NDArray[np.uint8]:
+def import_imaging() -> tuple[Any, Any]:
+    """(numpy, PIL.Image). MissingExtra where one is not installed: the operator's own install has neither."""
     try:
-        import numpy as np
+        import numpy
     except ModuleNotFoundError as e:
         raise MissingExtra("numpy", "runtime") from e
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ModuleNotFoundError as e:
         raise MissingExtra("pillow", "runtime") from e
+    return numpy, Image
+
+
+def _load(source: Path | bytes, preprocessing: Preprocessing, where: str, *, of_a_set: bool) -> NDArray[np.uint8]:
+    numpy, Image = import_imaging()
     Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             image = opened.convert("RGB")
     except FileNotFoundError as e:
         raise DataError(f"{where}: there is no such file") from e
-    except UnidentifiedImageError as e:
+    except Image.UnidentifiedImageError as e:
         raise DataError(f"{where}: not an image that Pillow can read") from e
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{where}: the image is damaged or unreadable: {e}") from e
@@ -214,7 +220,8 @@ def _load(source: Path | bytes, preprocessing: Preprocessing, where: str, *, of_
             hint="give images such as the model will see",
         )
     try:
-        return np.asarray(fit_image(image, preprocessing))
+        fitted: NDArray[np.uint8] = numpy.asarray(fit_image(image, preprocessing))
+        return fitted
     except ValueError as e:
         raise DataError(f"{where}: {image.width} × {image.height} pixels cannot be resized: {e}") from e
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Artifact
-from edgevit.errors import BundleError, MissingExtra
+from edgevit.data import import_imaging
+from edgevit.errors import BundleError
 from edgevit.report.page_rows import short
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _placed(a: Artifact) -> dict[str, Any]:
 def thumbnails(bundle: Bundle, images: Sequence[int]) -> dict[str, str]:
     """Image number → a small JPEG as a data URI, of the bundle's evaluation images (uint8 NHWC); numbers beyond are left
     out. MissingExtra without what reads them, BundleError where they cannot be read."""
-    np, image = _import_pictures()
+    np, image = import_imaging()
     held = bundle.manifest.evaluation
     if held is None:
         return {}
@@ -95,15 +96,3 @@ def thumbnails(bundle: Bundle, images: Sequence[int]) -> dict[str, str]:
             f"{bundle.path}: its evaluation images cannot be shown: {e}", hint=f"edgevit verify {bundle.path}"
         ) from e
     return found
-
-
-def _import_pictures() -> tuple[Any, Any]:
-    try:
-        import numpy as np
-    except ModuleNotFoundError as e:
-        raise MissingExtra("numpy", "runtime") from e
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as e:
-        raise MissingExtra("pillow", "runtime") from e
-    return np, Image
