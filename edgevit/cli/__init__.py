@@ -110,13 +110,18 @@ def cli(context: click.Context, db: str | None, fleet: str | None) -> None:
 
     `--db` and `--fleet` may stand anywhere on the line.
     """
-    from edgevit.places import using
+    from edgevit.places import fleet_path, using
 
     for option, variable, value in (("--db", "EDGEVIT_DB", db), ("--fleet", "EDGEVIT_FLEET", fleet)):
         if value is not None and not value.strip():
             raise UsageError(f"{option} is empty", hint="edgevit doctor")
         if value is not None:
             context.with_resource(using(variable, value))
+    if fleet is not None and not fleet_path().exists():
+        # Not refused: `target add` makes it. But a name mistyped looks like a fleet of nobody.
+        from edgevit.cli.console import say
+
+        say(f"--fleet: there is no file {fleet_path()}; local is the only target until edgevit target add makes it")
 
 
 def exit_code(error: EdgevitError) -> int:

@@ -85,7 +85,8 @@ def signer(sign_key: Path | None) -> Callable[[bytes], bytes]:
 
 
 def signing_key(sign_key: Path | None) -> Path:
-    """The person's own SSH key, else edgevit's, made (and said so) the first time one is needed."""
+    """The person's own SSH key, else edgevit's, made (and said so) the first time one is needed. UsageError where it is none:
+    before minutes of building, not after."""
     from edgevit import signing
 
     key = sign_key
@@ -95,6 +96,7 @@ def signing_key(sign_key: Path | None) -> Path:
             signing.make_key(key, "edgevit signing key")
             public = signing.public_line(key)
             say(f"made a signing key: {key} ({signing.fingerprint(public)}); `edgevit key show` prints it")
+    signing.public_line(key)
     return key
 
 

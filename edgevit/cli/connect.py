@@ -127,9 +127,24 @@ def each_target(
     action: Action | None = None,
     at_once: int = AT_ONCE,
 ) -> tuple[list[tuple[str, T]], int]:
-    """``work`` on every target selected, ``at_once`` in parallel: (what came back by target, the exit code).
+    """:func:`try_each_target` with the failures shown as they stand: (what came back by target, the exit code).
 
-    Failures are shown as they stand; the rest is finished. 3 if a device was unreachable or refused, else the worst other.
+    3 if a device was unreachable or refused, else the worst other.
+    """
+    done, failed = try_each_target(patterns, work, sign_key=sign_key, action=action, at_once=at_once)
+    return done, show_failures(failed)
+
+
+def try_each_target(
+    patterns: Sequence[str],
+    work: Callable[[Session], T],
+    *,
+    sign_key: Path | None = None,
+    action: Action | None = None,
+    at_once: int = AT_ONCE,
+) -> tuple[list[tuple[str, T]], list[tuple[str, EdgevitError]]]:
+    """``work`` on every target selected, ``at_once`` in parallel: what came back, and what failed, by target.
+
     An ``action`` is kept in the audit log for each target, however it ends there.
     """
     from edgevit.fleet.audit import recording
@@ -142,8 +157,7 @@ def each_target(
             session = opened.enter_context(open_session(targets[name], sign_key))
             return work(replace(session, record=record))
 
-    done, failed = over_devices(targets, one, at_once=at_once)
-    return done, show_failures(failed)
+    return over_devices(targets, one, at_once=at_once)
 
 
 def over_devices(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,6 +58,11 @@ def emit_json(name: str, payload: dict[str, Any]) -> None:
 
 def error_json(error: EdgevitError) -> dict[str, Any]:
     return {"kind": type(error).__name__, "code": getattr(error, "code", None), "message": str(error), "hint": error.hint}
+
+
+def json_failed(failed: Sequence[tuple[str, EdgevitError]]) -> list[dict[str, Any]]:
+    """Targets on which a command failed, each with its error."""
+    return [{"target": name, "error": error_json(error)} for name, error in failed]
 
 
 def has_terminal() -> bool:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevit.cli.connect import Session, each_target
-from edgevit.cli.console import emit_json, json_option, out
+from edgevit.cli.connect import Session, each_target, show_failures, try_each_target
+from edgevit.cli.console import emit_json, json_failed, json_option, out
 from edgevit.cli.progress_context import showing_progress
-from edgevit.errors import UsageError
+from edgevit.errors import EdgevitError, UsageError
 
 if TYPE_CHECKING:
     from device_agents.wire import DaemonStatus
@@ -57,9 +57,8 @@ def install(targets: Sequence[str], kind: str, user: str | None, quota_mb: int |
             session.note(unit=status.unit, kind=status.kind)
             return status
 
-        done, code = each_target(targets, work, action=Action("daemon install"))
-    _show(done, as_json)
-    return code
+        done, failed = try_each_target(targets, work, action=Action("daemon install"))
+    return _show(done, failed, as_json)
 
 
 @daemon.command()
@@ -67,9 +66,7 @@ def install(targets: Sequence[str], kind: str, user: str | None, quota_mb: int |
 @json_option
 def status(targets: Sequence[str], as_json: bool) -> int:
     """Whether a daemon is at work on TARGETs, what waits there, what it takes, what protects it."""
-    done, code = each_target(targets, lambda session: session.agent.daemon_status())
-    _show(done, as_json)
-    return code
+    return _show(*try_each_target(targets, lambda session: session.agent.daemon_status()), as_json)
 
 
 @daemon.command()
@@ -78,9 +75,11 @@ def status(targets: Sequence[str], as_json: bool) -> int:
 @json_option
 def logs(targets: Sequence[str], lines: int, as_json: bool) -> int:
     """The last lines of the daemon's log, and of the servers' that worked its jobs, each of which says when it began."""
-    done, code = each_target(targets, lambda session: session.agent.daemon_logs(lines))
+    done, failed = try_each_target(targets, lambda session: session.agent.daemon_logs(lines))
+    code = show_failures(failed)
     if as_json:
-        emit_json("daemon-logs", {"targets": [{"target": n, "daemon": d, "server": s} for n, (d, s) in done]})
+        rows = [{"target": n, "daemon": d, "server": s} for n, (d, s) in done]
+        emit_json("daemon-logs", {"targets": rows, "failed": json_failed(failed)})
         return code
     for name, (said, server) in done:
         for line in said or ["no daemon ever ran here"]:
@@ -107,12 +106,16 @@ def remove(targets: Sequence[str]) -> int:
     return code
 
 
-def _show(found: Sequence[tuple[str, DaemonStatus]], as_json: bool) -> None:
+def _show(found: Sequence[tuple[str, DaemonStatus]], failed: Sequence[tuple[str, EdgevitError]], as_json: bool) -> int:
+    """Show the daemons that answered and the targets that did not; the exit code."""
     from device_agents.wire import encode
     from edgevit.report.facts_view import render_daemon
 
+    code = show_failures(failed)
     if as_json:
-        emit_json("daemon", {"targets": [{"target": name, "status": encode(status)} for name, status in found]})
-        return
+        rows = [{"target": name, "status": encode(status)} for name, status in found]
+        emit_json("daemon", {"targets": rows, "failed": json_failed(failed)})
+        return code
     for name, one in found:
         out().print(render_daemon(name, one))
+    return code

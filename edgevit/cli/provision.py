@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevit.cli.connect import Session, each_target, select_targets
-from edgevit.cli.console import emit_json, has_terminal, json_option, out
+from edgevit.cli.connect import Session, each_target, select_targets, show_failures, try_each_target
+from edgevit.cli.console import emit_json, has_terminal, json_failed, json_option, out
 from edgevit.cli.model_options import FILE
 from edgevit.cli.progress_context import showing_progress
 from edgevit.errors import UsageError
@@ -88,10 +88,11 @@ def provision_targets(
             session.note(made=provisioned.made)
             return prepared, now, provisioned
 
-        done, code = each_target(targets, work, sign_key=sign_key, action=action)
+        done, failed = try_each_target(targets, work, sign_key=sign_key, action=action)
+    code = show_failures(failed)
     if as_json:
         rows = [{"target": name, **as_values(*found)} for name, found in done]
-        emit_json("provision", {"dry_run": dry_run, "targets": rows})
+        emit_json("provision", {"dry_run": dry_run, "targets": rows, "failed": json_failed(failed)})
         return code
     for name, found in done:
         out().print(render_provision(name, *found))

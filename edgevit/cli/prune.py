@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevit.cli.connect import Session, each_target
-from edgevit.cli.console import emit_json, json_option
+from edgevit.cli.connect import Session, show_failures, try_each_target
+from edgevit.cli.console import emit_json, json_failed, json_option
 
 if TYPE_CHECKING:
     from device_agents.wire import Facts, InstalledBundle
@@ -40,7 +40,8 @@ def prune(targets: Sequence[str], dry_run: bool, take_over: bool, as_json: bool)
         session.note(bundles=freed.removed_bundles, bytes=freed.freed_bytes)
         return idle, freed
 
-    done, code = each_target(targets, work, action=None if dry_run else Action("target prune"))
+    done, failed = try_each_target(targets, work, action=None if dry_run else Action("target prune"))
+    code = show_failures(failed)
     if as_json:
         rows = [
             {
@@ -51,7 +52,7 @@ def prune(targets: Sequence[str], dry_run: bool, take_over: bool, as_json: bool)
             }
             for name, (idle, freed) in done
         ]
-        emit_json("target-prune", {"dry_run": dry_run, "targets": rows})
+        emit_json("target-prune", {"dry_run": dry_run, "targets": rows, "failed": json_failed(failed)})
         return code
     for name, (idle, freed) in done:
         click.echo(f"{name}: {said(idle, freed)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit.cli.console import emit_json, error_json, json_option, out, say
+from edgevit.cli.console import emit_json, json_failed, json_option, out, say
 from edgevit.cli.results_compare import compare, history
 from edgevit.cli.results_store import export, import_, prune
 from edgevit.errors import UsageError
@@ -78,11 +78,6 @@ def show_batch(
             out(wide).print(render_operators(summaries))
         say(f"batch {batch}; edgevit report --batch {batch} -o report.html")
     return int(any(s.failure or (require_valid and not s.verdict.valid) for s in summaries))
-
-
-def json_failed(failed: Sequence[tuple[str, EdgevitError]]) -> list[dict[str, Any]]:
-    """Targets that gave no run, each with its error."""
-    return [{"target": name, "error": error_json(error)} for name, error in failed]
 
 
 def _device_spreads(store: Store, runs: Sequence[Run], batch: str) -> list[DeviceSpread]:

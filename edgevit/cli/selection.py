@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgevit.cli.console import FloatRange, emit_json, out, say
+from edgevit.cli.console import FloatRange, emit_json, json_failed, out, say
 from edgevit.errors import NoChoice, UsageError
 from edgevit.plans import ranks
 from edgevit.results.conditions import board_of
@@ -77,7 +77,7 @@ def show_variants(
 ) -> int:
     """The variants of each bundle on each target of one batch, and what each policy would choose; 1 where for one of them no
     policy could, or ``require_valid`` and a figure is INVALID. ``failed``: targets that gave no run, and why, for JSON."""
-    from edgevit.cli.results import json_failed, summarize_runs
+    from edgevit.cli.results import summarize_runs
     from edgevit.report.table import json_rows, render_table
     from edgevit.report.variants_view import render_variants
 

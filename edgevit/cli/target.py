@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit.cli.connect import Session, each_target, open_session, select_targets, show_failures
-from edgevit.cli.console import emit_json, has_terminal, json_option, out, say
+from edgevit.cli.connect import Session, open_session, select_targets, show_failures, try_each_target
+from edgevit.cli.console import emit_json, has_terminal, json_failed, json_option, out, say
 from edgevit.cli.daemon import daemon
 from edgevit.cli.model_options import FILE
 from edgevit.cli.provision import provision, provision_targets, unprovision
@@ -135,10 +135,11 @@ def probe(targets: Sequence[str], as_json: bool) -> int:
         facts = session.agent.probe(anew=True)
         return facts, session.profile(facts).name
 
-    done, code = each_target(targets, work)
+    done, failed = try_each_target(targets, work)
+    code = show_failures(failed)
     if as_json:
         rows = [{"target": name, "profile": profile, "facts": encode(facts)} for name, (facts, profile) in done]
-        emit_json("probe", {"targets": rows})
+        emit_json("probe", {"targets": rows, "failed": json_failed(failed)})
         return code
     for name, (facts, profile) in done:
         out().print(render_facts(name, profile, facts))

@@ -166,6 +166,19 @@ def test_devices_that_were_not_rolled_back_stand_in_the_document(
     assert all(row["error"]["kind"] == "Unreachable" for row in rows)
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["target probe", "target provision --dry-run", "target prune", "target daemon status", "target daemon logs"],
+)
+def test_devices_that_are_off_stand_in_the_document(
+    off: tuple[str, str], capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert run_cli([*command.split(), *off, "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["targets"] == []
+    assert [(row["target"], row["error"]["kind"]) for row in document["failed"]] == [(name, "Unreachable") for name in off]
+
+
 def test_a_target_that_cannot_be_trusted_anew_does_not_keep_the_next_from_it(
     off: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +204,19 @@ def test_the_fleet_file_is_named_anywhere_on_the_line_for_that_line_alone(
         assert "box" in capsys.readouterr().out, argv
     assert run_cli(["target", "list"]) == 0
     assert "box" not in capsys.readouterr().out
+    assert run_cli(["target", "list", "--fleet", str(tmp_path / "rakc.yaml")]) == 0
+    assert f"there is no file {tmp_path / 'rakc.yaml'}" in capsys.readouterr().err
+
+
+def test_a_key_that_is_none_is_refused_before_anything_is_built(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("no key at all")
+    asked = ["build", "edgevit.digits:digits_vit", "--random-weights", "--recipe", "fp32", "--profile", "generic-x86-64"]
+    assert run_cli([*asked, "--sign-key", str(key), "-o", str(tmp_path / "bundle")]) == 2
+    said = capsys.readouterr().err
+    assert f"reading the public half of {key}" in said and "exporting" not in said
 
 
 def test_behind_two_dashes_stand_no_options_of_the_program(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
