@@ -119,7 +119,9 @@ class Machine:
                 return time.monotonic() - began
             time.sleep(1)
         tail = (self.disk.parent / "console.log").read_bytes()[-2000:].decode("utf-8", "replace")
-        raise LabError(f"the machine gave no login within {BOOT_S:.0f} s:\n{tail}")
+        status = self.process.poll()
+        what = f"gave no login within {BOOT_S:.0f} s" if status is None else f"ended with status {status}, without a login"
+        raise LabError(f"the machine {what}:\n{tail}")
 
     def command(self) -> list[str]:
         """Its network leads nowhere but from ``port`` in."""
@@ -129,7 +131,8 @@ class Machine:
             *("-append", "root=/dev/vda rw console=ttyAMA0 net.ifnames=0"),
             *("-drive", f"file={self.disk},format=raw,if=virtio,cache=writethrough"),
             *("-netdev", f"user,id=n,hostfwd=tcp:127.0.0.1:{self.port}-:22,restrict=on"),
-            *("-device", "virtio-net-pci,netdev=n"),
+            # It boots from the kernel given here: no network boot, whose program is a package of its own.
+            *("-device", "virtio-net-pci,netdev=n,romfile="),
         ]
 
     def cut_power(self) -> None:
