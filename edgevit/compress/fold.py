@@ -15,15 +15,12 @@ if TYPE_CHECKING:
 
 
 def fold_norms(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.nn.Module, int]:
-    """A copy of ``module`` with LayerNorms folded into the linear layers that read them, and how many were.
+    """A copy of ``module`` with LayerNorms folded into the linear layers that read them, and how many were. A layer without a
+    bias gets one.
 
     ``x`` (N, 3, H, W) is run through both: a fold that another reader of the norm's output would feel is left out.
     """
-    edits = {
-        name: _fold(name, readers)
-        for name, readers in norms_before_linears(module, x).items()
-        if all(module.get_submodule(r).bias is not None for r in readers)
-    }
+    edits = {name: _fold(name, readers) for name, readers in norms_before_linears(module, x).items()}
     folded, kept = apply_exact(module, x, edits)
     return folded, len(kept)
 
@@ -36,9 +33,9 @@ def _fold(name: str, readers: list[str]) -> Edit:
         with torch.no_grad():
             for linear in (root.get_submodule(reader) for reader in readers):
                 weight: Any = linear.weight
-                bias: Any = linear.bias
                 if norm.bias is not None:
-                    bias.add_((weight.double() @ norm.bias.double()).float())
+                    shift = (weight.double() @ norm.bias.double()).float()
+                    linear.bias = torch.nn.Parameter(shift if linear.bias is None else linear.bias + shift)
                 weight.mul_(norm.weight)
             norm.weight.fill_(1.0)
             if norm.bias is not None:

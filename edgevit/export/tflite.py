@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_agents.wire import Preprocessing
 from edgevit.errors import ExportError, MissingExtra
+from edgevit.export.tflite_forms import convertible
 from edgevit.export.tflite_weights import refuses, store_integers
 from edgevit.export.trouble import explain_failure, quietly
 from edgevit.quantspec import LayerQuant, QuantSpec
@@ -77,7 +78,7 @@ def export_float(module: torch.nn.Module, preprocessing: Preprocessing, batch: i
     with tempfile.TemporaryDirectory(prefix="edgevit-tflite-") as scratch:
         path = Path(scratch) / "model.tflite"
         try:
-            with quietly():
+            with quietly(), convertible():
                 litert_torch.convert(module, example).export(str(path))
         except Exception as e:
             raise ExportError(f"litert-torch could not convert the module: {explain_failure(e, 'TFLite')}") from e

@@ -182,6 +182,13 @@ def test_layer_norms_are_folded_exactly_and_only_where_all_readers_are_linear() 
     torch.testing.assert_close(folded(x), model(x), atol=1e-4, rtol=1e-4)
     assert bool((folded.get_submodule("blocks.0.norm1").weight == 1).all())
 
+    plain = torch.nn.Sequential(torch.nn.LayerNorm(32), torch.nn.Linear(32, 4, bias=False)).eval().requires_grad_(False)
+    plain[0].weight.uniform_(0.5, 2)
+    plain[0].bias.normal_()
+    folded, count = fold_norms(plain, x)
+    assert count == 1 and bool((folded.get_submodule("0").bias == 0).all()), "a layer without a bias gets one"
+    torch.testing.assert_close(folded(x), plain(x), atol=1e-4, rtol=1e-4)
+
     class Forked(torch.nn.Module):
         """The norm's output is read by a linear layer and added to its output as it is."""
 
