@@ -71,6 +71,8 @@ def _answer_lines(a: Answer) -> list[Text]:
         lines.append(Text.assemble((f"{a.target}: ", "bold"), (word, "bold red")))
         lines.append(Text(f"  nearest: {one_line(a.nearest)}"))
         lines += [Text(f"  it misses: {text}") for text in a.nearest.misses]
+        if a.unbuilt is not None:
+            lines.append(Text(f"  smaller, but not built: {a.unbuilt.label}, {a.unbuilt.format}: {a.unbuilt.reason}"))
     if a.dead:
         lines.append(Text(f"  {a.target} did not see the search to its end: {a.dead}", style="red"))
     said = ", ".join(f"{count} {word}" for word, count in sorted(a.counts.items(), key=lambda pair: -pair[1]))

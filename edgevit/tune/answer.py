@@ -28,7 +28,9 @@ class Rated:
 @dataclass(frozen=True)
 class Answer:
     """What is to be said of one target. ``front`` is fastest first, the baseline behind it where it is not on the front;
-    ``counts``: how many candidates ended in which way there; ``dead``: why the target did not see the search to its end."""
+    ``counts``: how many candidates ended in which way there; ``dead``: why the target did not see the search to its end;
+    ``unbuilt``: where there is no winner, what would have the least weights of those too large to be built, if less than the
+    nearest's."""
 
     target: str
     winner: Rated | None
@@ -38,6 +40,7 @@ class Answer:
     table: LatencyTable
     counts: dict[str, int]
     dead: str
+    unbuilt: Candidate | None = None
 
 
 def answer(search: Search, target: str) -> Answer:
@@ -46,12 +49,14 @@ def answer(search: Search, target: str) -> Answer:
     found = search.winner(target)
     winner = None if found is None else rate(search, target, found[0])
     nearest = None if winner is not None else _nearest(search, target)
+    unbuilt = None if nearest is None else _smallest_unbuilt(search, nearest.candidate.size_mb)
     base = rate(search, target, search.baseline)
     counts: dict[str, int] = {}
     for c in search.candidates.values():
         word = _ended(c, search.figures(target).get(c.key), target)
         counts[word] = counts.get(word, 0) + 1
-    return Answer(target, winner, nearest, tuple(front), base, search.table(target), counts, search.dead.get(target, ""))
+    dead = search.dead.get(target, "")
+    return Answer(target, winner, nearest, tuple(front), base, search.table(target), counts, dead, unbuilt)
 
 
 def rate(search: Search, target: str, c: Candidate) -> Rated:
@@ -108,6 +113,11 @@ def _nearest(search: Search, target: str) -> Rated | None:
     return nearest if nearest.misses else dataclasses.replace(nearest, misses=(_unconfirmed(search, target, nearest),))
 
 
+def _smallest_unbuilt(search: Search, below_mb: float) -> Candidate | None:
+    large = [c for c in search.candidates.values() if not c.built and 0 < c.size_mb < below_mb]
+    return min(large, key=lambda c: (c.size_mb, c.number), default=None)
+
+
 def _unconfirmed(search: Search, target: str, rated: Rated) -> str:
     """Why a candidate that held every limit in the search is no winner."""
     found = search.figures(target, search.confirm_plan).get(rated.candidate.key)
@@ -138,6 +148,7 @@ def to_json(search: Search, answers: list[Answer]) -> dict[str, Any]:
                 "dead": a.dead,
                 "winner": None if a.winner is None else _rated_json(a.winner),
                 "nearest": None if a.nearest is None else _rated_json(a.nearest),
+                "unbuilt": None if a.unbuilt is None else _candidate_json(a.unbuilt),
                 "baseline": _rated_json(a.baseline),
                 "front": [_rated_json(s) for s in a.front],
                 "counts": a.counts,

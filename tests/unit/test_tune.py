@@ -477,6 +477,15 @@ def test_what_is_too_large_by_its_weights_alone_is_never_built(tmp_path: Path) -
     assert one.baseline.key in bench.built and one.winner("strong") is not None
     one.trials.close()
 
+    few = search(tmp_path / "few", Bench(Limits(5.0, size_mb=2.8)), trials=8, least_mb=lambda drawn: least_mb(drawn, bulk))
+    few.go()
+    found = answer(few, "strong")
+    least = min(c.size_mb for c in few.candidates.values() if not c.built)
+    assert found.nearest is not None and found.unbuilt is not None and found.unbuilt.size_mb == least
+    shown = printed(render_answers([found], few.limits, few.ended))
+    assert "smaller, but not built:" in shown and f"size at least {least:.2f} MB" in shown
+    few.trials.close()
+
     nothing = search(tmp_path / "none", Bench(Limits(5.0, size_mb=0.5)), trials=6, least_mb=lambda drawn: least_mb(drawn, bulk))
     nothing.go()
     assert all(c.built for c in nothing.candidates.values() if c.state != "failed"), "the nearest of all is asked for then"
