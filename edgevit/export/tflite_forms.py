@@ -14,7 +14,9 @@ def convertible() -> Any:
 
     ``fold`` becomes a convolution: its own lowering scatters, in a subgraph for every sum. A tensor that is expanded
     and then multiplied is multiplied as it was: broadcasting does the rest, and the layout pass does not follow an ``expand``
-    (MobileViT v2: "operands don't have broadcast-compatible shapes").
+    (MobileViT v2: "operands don't have broadcast-compatible shapes"). An average that leaves out what is padded, or that rounds
+    a size up that has nothing to round, becomes one that the runtime has a kernel for: as written it is lowered to two general
+    sums in subgraphs of their own.
     """
     return _forms()()
 
@@ -36,6 +38,8 @@ def _forms() -> Any:
             kwargs = kwargs or {}
             if func is torch.nn.functional.fold:
                 return fold(*args, **kwargs)
+            if func is torch.nn.functional.avg_pool2d:
+                return avg_pool2d(*args, **kwargs)
             if func is torch.Tensor.expand_as:
                 expanded = func(*args, **kwargs)
                 if args[0].ndim == expanded.ndim:
@@ -83,3 +87,40 @@ def fold(
     move = torch.tensor(turned, dtype=input.dtype).reshape(1, places, *kernel)
     made = torch.nn.functional.conv2d(apart, move, None, 1, 0, dilated)
     return made.reshape(input.shape[0], input.shape[1] // places, *size)
+
+
+def avg_pool2d(
+    input: torch.Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> torch.Tensor:
+    """:func:`torch.nn.functional.avg_pool2d` of (N, C, H, W). Where windows reach over the border and only what is inside
+    counts, an average over the whole window, times the constant share of it that lies inside, inverted."""
+    import torch
+    from torch.nn.modules.utils import _pair
+
+    kernel, pad = _pair(kernel_size), _pair(padding)
+    step = _pair(kernel_size if stride is None or stride == [] else stride)
+    sides = [int(side) for side in input.shape[-2:]]
+    left = [(sides[i] + 2 * pad[i] - kernel[i]) % step[i] for i in range(2)]
+    if (ceil_mode and any(left)) or divisor_override is not None:
+        return torch._C._nn.avg_pool2d(input, kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
+    if count_include_pad or not any(pad):
+        return torch._C._nn.avg_pool2d(input, kernel, step, pad)
+    if all(2 * pad[i] == ((sides[i] - 1) // step[i]) * step[i] + kernel[i] - sides[i] for i in range(2)):
+        # TensorFlow's padding SAME, which the kernel does by itself. litert-torch sees it at a stride of 1, and beyond only
+        # where the size is rounded up, which changes nothing here.
+        return torch._C._nn.avg_pool2d(input, kernel, step, pad, max(step) > 1, False)
+    pooled = torch._C._nn.avg_pool2d(input, kernel, step, pad)
+    inside = [
+        [
+            kernel[i] / (min(at + kernel[i], sides[i]) - max(at, 0))
+            for at in range(-pad[i], sides[i] + pad[i] - kernel[i] + 1, step[i])
+        ]
+        for i in range(2)
+    ]
+    return pooled * torch.tensor([[down * across for across in inside[1]] for down in inside[0]], dtype=input.dtype)

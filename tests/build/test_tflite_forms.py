@@ -13,7 +13,7 @@ from edgevit.export import tflite
 from edgevit.export.parity import reference_outputs
 from edgevit.export.readback_tflite import read_tflite
 from edgevit.export.runtime import run_artifact
-from edgevit.export.tflite_forms import convertible, fold
+from edgevit.export.tflite_forms import avg_pool2d, convertible, fold
 from edgevit.golden import synthetic_images
 from edgevit.quantspec import QuantSpec
 
@@ -40,6 +40,31 @@ def test_fold_is_that_of_torch(size: Any, kernel: Any, dilation: Any, padding: A
     torch.testing.assert_close(fold(columns, size, kernel, dilation, padding, stride), expected)
 
 
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("count_include_pad", [False, True])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((14, 14), 2, 2, 0),
+        ((13, 15), 2, 2, 0),
+        ((14, 14), 2, None, 0),
+        ((14, 16), 3, 2, 1),
+        ((13, 15), 3, 2, 1),
+        ((12, 12), 3, 1, 1),
+        ((9, 12), (4, 3), (1, 3), (2, 0)),
+    ],
+)
+def test_average_pooling_is_that_of_torch(
+    size: Any, kernel: Any, stride: Any, padding: Any, count_include_pad: bool, ceil_mode: bool
+) -> None:
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    options = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+    expected = torch.nn.functional.avg_pool2d(image, kernel, stride, padding, **options)
+    torch.testing.assert_close(avg_pool2d(image, kernel, stride, padding, **options), expected)
+    expected = torch.nn.functional.avg_pool2d(image, kernel, stride, padding, divisor_override=5, **options)
+    torch.testing.assert_close(avg_pool2d(image, kernel, stride, padding, divisor_override=5, **options), expected)
+
+
 class Outlooks(torch.nn.Module):
     """Overlapping windows that are weighed and laid back, as VOLO's outlook attention does, and MobileViT v2's product with an
     expanded context."""
@@ -60,9 +85,25 @@ class Outlooks(torch.nn.Module):
         return self.head(mixed.mean((2, 3)))
 
 
-def test_folds_and_expanded_factors_are_converted() -> None:
+class Pools(torch.nn.Module):
+    """Averages as ViTamin and NextViT take them: without what is padded, and with a size rounded up that is whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 1)
+        self.padded = torch.nn.AvgPool2d(3, 2, padding=1, count_include_pad=False)
+        self.same = torch.nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+        self.up = torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+        self.head = torch.nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.up(self.same(torch.relu(self.padded(self.stem(x))))).amax((2, 3)))
+
+
+@pytest.mark.parametrize("model_class", [Outlooks, Pools])
+def test_forms_are_converted(model_class: type[torch.nn.Module]) -> None:
     torch.manual_seed(0)
-    module = Outlooks().eval().requires_grad_(False)
+    module = model_class().eval().requires_grad_(False)
     model = tflite.export_float(module, SHAPE, 1)
     read = read_tflite(model, model, FLOAT, module)  # Which refuses a file with several subgraphs.
     pixels = synthetic_images(4, SHAPE)
